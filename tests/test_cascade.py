@@ -1,0 +1,260 @@
+"""The turn's plumbing, with scripted models: order, escalation, who stands in for whom, cancellation."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from rag.corpus.library import Library
+from rag.errors import ModelUnreachable, UserError
+from rag.models.legs import State
+from rag.settings import Mode, Settings
+from rag.turn import cascade
+from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Retrieved, Token, Turn
+from rag.turn.session import Session
+
+from .scripted import Reply, ScriptedLegs
+
+QUESTION = "Where do zebras drink?"
+DOCUMENT = b"# Zebras\n\nZebras drink at the Mara river every morning.\n\n# Lions\n\nLions sleep under acacia trees.\n"
+GOOD = "Zebras drink at the Mara river."
+
+
+@pytest.fixture
+def session(tmp_path: Any) -> Session:
+    (tmp_path / "animals.md").write_bytes(DOCUMENT)
+    (tmp_path / "plants.txt").write_text("Acacia trees grow on dry ground. Grass grows after rain.")
+    return Session(Library(tmp_path, passage_chars=700))
+
+
+async def events_of(
+    session: Session, legs: ScriptedLegs, settings: Settings, question: str = QUESTION, mode: Mode | None = None, id: str = ""
+) -> list[cascade.Event]:
+    turn = cascade.answer(question, session=session, legs=legs, settings=settings, mode=mode, id=id)  # type: ignore[arg-type]
+    async with aclosing(turn) as events:
+        return [event async for event in events]
+
+
+async def turn_of(*arguments: Any, **named: Any) -> Turn:
+    last = (await events_of(*arguments, **named))[-1]
+    assert isinstance(last, Answered), last
+    return last.turn
+
+
+async def test_a_supported_draft_stands_and_is_cited(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD], [])
+    events = await events_of(session, legs, settings)
+    kinds = [type(event) for event in events if not isinstance(event, Phase)]
+    assert kinds == [Retrieved, *[Token] * 6, Judged, Answered]
+    turn = events[-1].turn  # type: ignore[union-attr]
+    assert turn.answer == f"{GOOD} [1]"
+    assert turn.model == "scripted-slm"
+    assert not turn.escalated
+    assert turn.citations[0].quote == "Zebras drink at the Mara river every morning."
+    assert legs.llm.backend_.asked == []
+
+
+async def test_low_confidence_draft_is_escalated_and_the_larger_model_does_not_see_it(
+    session: Session, settings: Settings
+) -> None:
+    legs = ScriptedLegs([Reply("Zebras drink somewhere near old wooden fences mostly.", logprob=-2.5)], [f"{GOOD} [1]"])
+    events = await events_of(session, legs, settings)
+    assert any(isinstance(event, Escalating) and "low confidence" in event.reason for event in events)
+    turn = events[-1].turn  # type: ignore[union-attr]
+    assert turn.escalated
+    assert turn.model == "scripted-llm"
+    assert [draft.leg for draft in turn.drafts] == ["slm", "llm"]
+    assert "wooden" not in str(legs.llm.backend_.asked)
+    assert not turn.verdict.accepted
+
+
+async def test_a_number_from_nowhere_escalates(session: Session, settings: Settings) -> None:
+    turn = await turn_of(session, ScriptedLegs(["Zebras drink at the Mara river since 1974."], [GOOD]), settings)
+    assert turn.escalated
+    assert turn.verdict is not None
+    assert turn.verdict.reason == "the number 1974 is in no passage that was read"
+
+
+async def test_too_short_escalates_unless_it_stands_in_a_passage(session: Session, settings: Settings) -> None:
+    short = await turn_of(session, ScriptedLegs(["Yes"], [GOOD]), settings)
+    assert short.escalated
+    assert short.verdict is not None
+    assert "too short" in short.verdict.reason
+    verbatim = await turn_of(session, ScriptedLegs(["Mara river"], []), settings)
+    assert not verbatim.escalated
+
+
+async def test_silent_documents_are_said_to_be_silent_and_no_model_is_asked(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], [])
+    turn = await turn_of(session, legs, settings, question="Who won the chess olympiad?")
+    assert turn.model is None
+    assert "not in your documents" in turn.answer
+    assert turn.drafts == ()
+    turn = await turn_of(session, legs, settings, question="Which lions won the chess olympiad in Budapest?")
+    assert "animals.md" in turn.answer
+
+
+async def test_each_mode_asks_its_own_model_only(session: Session, settings: Settings) -> None:
+    unsure = Reply("Zebras drink somewhere near old wooden fences mostly.", logprob=-2.5)
+    kept = await turn_of(session, ScriptedLegs([unsure], []), settings, mode="slm")
+    assert (kept.model, kept.escalated) == ("scripted-slm", False)
+    large = await turn_of(session, ScriptedLegs([], [GOOD]), settings, mode="llm")
+    assert (large.model, large.escalated, large.verdict) == ("scripted-llm", False, None)
+
+
+async def test_without_the_larger_model_the_draft_stands_marked(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs(["Zebras drink at the Mara river since 1974."], [])
+    legs.llm.failure = ModelUnreachable("No model at http://127.0.0.1:9/v1.")
+    turn = await turn_of(session, legs, settings)
+    assert turn.model == "scripted-slm"
+    assert not turn.escalated
+    assert "not refined" in turn.notes[0]
+    assert "No model at" in turn.notes[0]
+
+
+async def test_while_the_larger_model_is_fetched_the_draft_stands_with_the_progress(
+    session: Session, settings: Settings
+) -> None:
+    legs = ScriptedLegs(["Zebras drink at the Mara river since 1974."], [])
+    legs.llm.state = State("fetching", 300_000_000, 1_117_000_000)
+    turn = await turn_of(session, legs, settings)
+    assert "fetching 300 of 1,117 MB" in turn.notes[0]
+
+
+async def test_without_the_small_model_the_larger_answers_marked(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], [GOOD])
+    legs.slm.failure = ModelUnreachable("No model there.")
+    turn = await turn_of(session, legs, settings)
+    assert turn.model == "scripted-llm"
+    assert turn.notes == ("Answered by the larger model: No model there.",)
+
+
+async def test_slm_mode_never_falls_back_to_a_remote_model(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], [GOOD])
+    legs.slm.failure = ModelUnreachable("No model there.")
+    legs.llm.remote = True
+    last = (await events_of(session, legs, settings, mode="slm"))[-1]
+    assert isinstance(last, Failed)
+    assert legs.llm.backend_.asked == []
+
+
+async def test_without_any_model_there_is_one_clear_error(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], [])
+    legs.slm.failure = ModelUnreachable("No small one.")
+    legs.llm.failure = ModelUnreachable("No large one.")
+    last = (await events_of(session, legs, settings))[-1]
+    assert isinstance(last, Failed)
+    assert str(last.error) == "Neither model answered. No small one. No large one."
+
+
+async def test_a_broken_draft_gives_way_to_the_larger_model(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([Reply("Zebras dr", error=ModelUnreachable("It died."))], [GOOD])
+    turn = await turn_of(session, legs, settings)
+    assert turn.answer.startswith(GOOD)
+    assert [draft.leg for draft in turn.drafts] == ["llm"]
+
+
+async def test_waiting_for_the_model_is_told(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([Reply(GOOD, waits=(2, 1))], [])
+    legs.slm.state = State("loading")
+    legs.slm.later = (State("ready"),)
+    told = [event.detail for event in await events_of(session, legs, settings) if isinstance(event, Phase)]
+    assert "Waiting for the small model: loading" in told
+    assert "Waiting for the small model: 2 other answers before this one" in told
+    assert "Waiting for the small model: another answer before this one" in told
+
+
+async def test_closing_the_turn_stops_the_model_and_remembers_what_was_shown(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([Reply(GOOD, hold=asyncio.Event())], [])
+    turn = cascade.answer(QUESTION, session=session, legs=legs, settings=settings)  # type: ignore[arg-type]
+    async with aclosing(turn) as events:
+        async for event in events:
+            if isinstance(event, Token):
+                break
+    assert legs.slm.backend_.stopped == 1
+    assert [exchange.answer for exchange in session.history] == ["Zebras"]
+
+
+async def test_cancelling_the_task_stops_the_model(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([Reply(GOOD, hold=asyncio.Event())], [])
+    begun = asyncio.Event()
+
+    async def door() -> None:
+        turn = cascade.answer(QUESTION, session=session, legs=legs, settings=settings)  # type: ignore[arg-type]
+        async with aclosing(turn) as events:
+            async for event in events:
+                if isinstance(event, Token):
+                    begun.set()
+
+    task = asyncio.create_task(door())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert legs.slm.backend_.stopped == 1
+
+
+async def test_a_follow_up_finds_what_the_question_before_it_was_about(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD, "They drink every morning."], [])
+    await turn_of(session, legs, settings)
+    turn = await turn_of(session, legs, settings, question="When do they drink?")
+    assert "zebras" in turn.query
+    assert turn.hits[0].passage.heading == ("Zebras",)
+    assert any(message["content"] == QUESTION for message in legs.slm.backend_.asked[-1])
+
+
+async def test_an_edited_question_forgets_what_came_after_it(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD, GOOD, GOOD], [])
+    for id in ("a", "b"):
+        await turn_of(session, legs, settings, id=id)
+    session.rewind("a")
+    await turn_of(session, legs, settings, id="a")
+    assert [exchange.id for exchange in session.history] == ["a"]
+
+
+@pytest.mark.parametrize("question", ["", "   \n", "zebra " * 4000])
+async def test_a_question_that_cannot_be_asked_is_one_clear_error(
+    question: str, session: Session, settings: Settings
+) -> None:
+    last = (await events_of(session, ScriptedLegs(), settings, question=question))[-1]
+    assert isinstance(last, Failed)
+    assert isinstance(last.error, UserError)
+    assert str(last.error).startswith("The question is")
+
+
+async def test_invented_markers_are_removed_and_counted(session: Session, settings: Settings) -> None:
+    turn = await turn_of(session, ScriptedLegs([], ["Zebras drink at the Mara river [1][7]."]), settings, mode="llm")
+    assert turn.answer == "Zebras drink at the Mara river [1]."
+    assert turn.notes == ("1 source mark that named no passage were removed.",)
+
+
+async def test_a_refusal_names_the_nearest_documents_and_cites_nothing(session: Session, settings: Settings) -> None:
+    turn = await turn_of(session, ScriptedLegs(["I don't know."], ["I don't know."]), settings)
+    assert turn.escalated, "the passages cover the question, so the small model's refusal is doubted"
+    assert "animals.md" in turn.answer
+    assert turn.citations == ()
+
+
+async def test_a_question_about_an_upload_as_a_whole_reads_its_opening(session: Session, settings: Settings) -> None:
+    session.attachments.add(b"Quarterly report. Sales of bicycles doubled.", "report.txt")
+    turn = await turn_of(session, ScriptedLegs([], ["Sales of bicycles doubled [1]."]), settings, "Summarise the upload", mode="llm")
+    assert turn.citations[0].passage.source == "report.txt"
+
+
+async def test_the_turn_carries_the_contract(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs(["Zebras drink at the Mara river since 1974."], [GOOD])
+    turn = (await turn_of(session, legs, settings)).to_dict()
+    assert {"question", "query", "mode", "answer", "model", "escalated", "verdict", "drafts", "hits", "citations", "trace"} <= set(turn)
+    assert set(turn["verdict"]) == {"score", "threshold", "accepted", "reason", "signals"}
+    assert set(turn["drafts"][0]) == {"leg", "model", "text", "usage", "finish_reason"}
+    assert set(turn["hits"][0]) == {"source", "page", "heading", "start", "end", "score", "text"}
+    assert set(turn["trace"]) == {"spans", "total_ms", "ttft_ms"}
+    spans = [(span["name"], span["leg"]) for span in turn["trace"]["spans"]]
+    for leg, outer in (("slm", "draft"), ("llm", "escalate")):
+        assert [name for name, of in spans if of == leg and name != "judge"] == [
+            outer, "load", "prompt", "request", "first_token", "completion",
+        ]  # fmt: skip
+    assert ("retrieve", None) in spans
+    assert all(span["duration_ms"] is not None for span in turn["trace"]["spans"])
+    assert 0 < turn["trace"]["ttft_ms"] <= turn["trace"]["total_ms"]

@@ -7,6 +7,7 @@ processes of their own with throw-away folders; nothing of the project but `rag.
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -430,6 +431,16 @@ async def test_every_answer_carries_the_headers(open_server: Server, hardened: S
         assert names <= set(broken.headers)
 
 
+async def test_the_page_calls_other_servers_only_when_open(open_server: Server, hardened: Server) -> None:
+    foreign = re.compile(r"""(?:src|href)=["'](?:https?:)?//[^"']+""")
+    async with browser(open_server) as client:
+        assert foreign.search((await client.get("/")).text)
+    async with browser(hardened) as client:
+        page = (await client.get("/")).text
+    assert foreign.search(page) is None
+    assert '<div id="root">' in page
+
+
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"])
 async def test_the_list_of_routes_is_public_only_when_open(open_server: Server, hardened: Server, path: str) -> None:
     async with browser(open_server) as client:
@@ -476,6 +487,7 @@ def test_a_chainlit_that_is_built_otherwise_does_not_start(tmp_path: Path) -> No
     breaks = {
         "connect": "sio.handlers['/'].pop('connect')",
         "validate": "del server.validate_file_upload",
+        "page": "del server.get_html_template",
         "cors": "app.user_middleware.pop()",
         "delete": "del WebsocketSession.delete",
         "routes": "server.router.routes[:] = [r for r in server.router.routes if r.path != '/project/file']",

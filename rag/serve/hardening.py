@@ -1,7 +1,7 @@
 """What the web server must refuse.
 
 `harden(app, sio)` is called once, when app.py is loaded and before the server listens. Nearly everything is one ASGI
-middleware, the `Gate`, which stands before all routes and knows only paths, headers and bodies. Four things cannot be
+middleware, the `Gate`, which stands before all routes and knows only paths, headers and bodies. Five things cannot be
 seen from there and are put into Chainlit 2.12 itself; each is looked for first, and if it is not where it was, the
 server does not start: an upgrade must not reopen a hole in silence.
 
@@ -20,6 +20,7 @@ The holes that it closes, each shown open and closed in tests/test_hardening.py:
     an empty upload is an internal error                        refused in words
     any number of uploads                                       counted for each session
     pictures in an answer load from anywhere                    Content-Security-Policy
+    the page itself calls font and style servers                those lines are taken out of it
     the list of all routes is public                            404
     messages of a closed conversation stay in memory            forgotten with the session
 """
@@ -87,6 +88,8 @@ JSON_WITH_IDS: Final = re.compile(
     r"/(project/(action|element|thread|thread/share|threads)|feedback|set-session-cookie)"
 )
 ID_IN_PATH: Final = re.compile(r"/project/(?:thread|share)/(?!share$)([^/]*)(?:/element/([^/]*))?/?")
+
+FOREIGN_LINK: Final = re.compile(r"""<link\b[^>]*\bhref=["'](?:https?:)?//[^>]*>\s*""")
 
 # Names and boundaries around a file in a multipart body; the file itself is measured again, exactly.
 FRAMING_BYTES: Final = 64 * 1024
@@ -444,6 +447,7 @@ def harden(
 
     check_connections(sio)
     check_uploads(server, rules)
+    keep_page_at_home(server)
     forget_sessions(WebsocketSession, chat_contexts, FILES_DIRECTORY, uploads)
     answer_no_foreign_page(app, rules.allowed_origins)
 
@@ -538,6 +542,19 @@ def check_uploads(server: Any, rules: Rules) -> None:
         original(file, spec)
 
     server.validate_file_upload = validate
+
+
+def keep_page_at_home(server: Any) -> None:
+    """Chainlit's page opens connections to font and style servers, whoever they tell of it. The policy stops the style
+    sheets, not the connections, so the lines themselves go."""
+    original = getattr(server, "get_html_template", None)
+    expect(callable(original) and "get_html_template" in server.serve.__code__.co_names, "the making of its page")
+    assert original is not None
+
+    def page(root_path: str) -> str:
+        return FOREIGN_LINK.sub("", original(root_path))
+
+    server.get_html_template = page
 
 
 def forget_sessions(session_class: Any, chat_contexts: Any, files_directory: Any, uploads: Uploads) -> None:

@@ -1,0 +1,214 @@
+// What the page says of the models' state, and what Chainlit's page leaves out for people who do not see it.
+//
+// It knows `GET ./status` (its shape stands at `Status` below) and the ids of Chainlit 2.12's buttons. It does not know
+// how models are fetched, and it changes nothing on the server. Texts are set as text, never as HTML.
+(() => {
+  "use strict";
+
+  const BUSY_MS = 1000; // while a model is on its way
+  const CALM_MS = 30000; // when there is nothing to wait for
+  const BUSY = ["absent", "fetching", "verifying", "loading"];
+  const READY = ["ready", "remote"];
+  const FAILURES_SHOWN = 3; // one lost request is no news
+
+  // --- the theme ---------------------------------------------------------------------------------------------------
+  // Chainlit's setting knows only "light" and "dark"; what a person has set up for the whole machine comes first. This
+  // script runs before the page's own.
+  try {
+    if (!localStorage.getItem("vite-ui-theme")) localStorage.setItem("vite-ui-theme", "system");
+  } catch {
+    // Storage is forbidden here; the page then keeps its default.
+  }
+
+  // --- the models --------------------------------------------------------------------------------------------------
+  // Status: {slm: Model, llm: Model, documents: {files, passages}}
+  // Model: {name, state: absent|fetching|verifying|loading|ready|failed|remote, done_bytes, total_bytes, detail}
+
+  const megabytes = (bytes) => Math.round(bytes / 1e6).toLocaleString("en-US");
+
+  /** Before the number, the number, after it, and how far (0 to 1, or null). Null when there is nothing to say. */
+  function sentence(who, model, after) {
+    const detail = model.detail ? ` ${String(model.detail).replace(/([^.!?])$/, "$1.")}` : "";
+    switch (model.state) {
+      case "fetching": {
+        const done = Number(model.done_bytes) || 0;
+        const total = Number(model.total_bytes) || 0;
+        if (!total) return { before: `${who}: fetching`, amount: "", after: after && `. ${after}`, share: null };
+        const amount = ` ${megabytes(done)} of ${megabytes(total)} MB`;
+        return { before: `${who}: fetching`, amount, after: after && `. ${after}`, share: Math.min(1, done / total) };
+      }
+      case "verifying":
+        return { before: `${who}: checking the file. ${after}`, amount: "", after: "", share: null };
+      case "loading":
+        return { before: `${who}: starting. ${after}`, amount: "", after: "", share: null };
+      case "absent":
+        return { before: `${who}: not here yet.${detail} ${after}`, amount: "", after: "", share: null };
+      case "failed":
+        return { before: `${who} is not available.${detail} ${after}`, amount: "", after: "", share: null };
+      default:
+        return null;
+    }
+  }
+
+  /** The small model first: without it there is no answer at all. */
+  function wording(status) {
+    const slm = status.slm || {};
+    const llm = status.llm || {};
+    const ready = (model) => READY.includes(model.state);
+    const first = sentence("Small model", slm, ready(llm) ? "The larger model answers until then." : "");
+    if (first) return { ...first, kind: slm.state };
+    const until = llm.state === "failed" ? "The small model answers alone." : "The small model answers alone until then.";
+    const second = sentence("Larger model", llm, until);
+    return second && { ...second, kind: llm.state };
+  }
+
+  function element(tag, className, parent) {
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    if (parent) parent.append(made);
+    return made;
+  }
+
+  const pill = element("div");
+  pill.id = "model-status";
+  pill.dataset.testid = "model-status";
+  pill.setAttribute("role", "status");
+  pill.setAttribute("aria-live", "polite");
+  pill.setAttribute("aria-atomic", "false");
+  pill.hidden = true;
+  const row = element("div", "row", pill);
+  const text = element("span", "text", row);
+  const before = element("span", "", text);
+  const amount = element("span", "amount", text);
+  // The state is announced once; the megabytes would be read out every second.
+  amount.setAttribute("aria-live", "off");
+  const after = element("span", "", text);
+  const hide = element("button", "", row);
+  hide.type = "button";
+  hide.textContent = "×";
+  hide.setAttribute("aria-label", "Hide this notice");
+  const track = element("div", "track", pill);
+  const bar = element("div", "bar", track);
+
+  let dismissed = ""; // the notice that was hidden by hand; another one is shown again
+  hide.addEventListener("click", () => {
+    dismissed = before.textContent;
+    pill.hidden = true;
+  });
+
+  const put = (node, value) => {
+    if (node.textContent !== value) node.textContent = value; // an unchanged text is not announced again
+  };
+
+  function show(notice) {
+    if (!notice || notice.before.trim() === dismissed) {
+      pill.hidden = true;
+      if (!notice) dismissed = "";
+      return;
+    }
+    dismissed = "";
+    pill.hidden = false;
+    pill.dataset.kind = notice.kind;
+    put(before, notice.before.trim());
+    put(amount, notice.amount);
+    put(after, notice.after);
+    track.hidden = notice.share === null;
+    bar.style.width = `${(100 * (notice.share || 0)).toFixed(1)}%`;
+  }
+
+  let timer = 0;
+  let failures = 0;
+  let asking = false;
+
+  async function ask() {
+    if (asking) return;
+    asking = true;
+    clearTimeout(timer);
+    let pause = BUSY_MS;
+    try {
+      const answer = await fetch("./status", { headers: { Accept: "application/json" }, cache: "no-store" });
+      if (!answer.ok) throw new Error(String(answer.status));
+      const status = await answer.json();
+      failures = 0;
+      show(wording(status));
+      const busy = [status.slm, status.llm].some((model) => model && BUSY.includes(model.state));
+      if (!busy) pause = CALM_MS;
+    } catch {
+      failures += 1;
+      if (failures >= FAILURES_SHOWN) {
+        show({ before: "Server not reachable", amount: "", after: "", share: null, kind: "failed" });
+        pause = 5 * BUSY_MS;
+      }
+    }
+    asking = false;
+    if (!document.hidden) timer = setTimeout(ask, pause);
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) clearTimeout(timer);
+    else ask();
+  });
+
+  // --- names, language, announcements --------------------------------------------------------------------------------
+
+  // Chainlit's languages. In any other its page is English, whatever the browser asks for.
+  const SPOKEN = "ar bn da de el en es fr gu he hi it ja kn ko ml mr nl pt ta te zh".split(" ");
+  const language = navigator.language || "en";
+  const base = language.split("-")[0];
+  document.documentElement.lang = SPOKEN.includes(base) ? language : "en";
+
+  const NAMES = {
+    "#upload-button": "Attach files",
+    "#chat-submit": "Send message",
+    "#stop-button": "Stop the answer",
+    "#chat-settings-open-modal": "Chat settings",
+    "#chat-settings-header-button": "Chat settings",
+    "#new-chat-button": "New chat",
+    "#theme-toggle": "Theme",
+    "#side-view-close": "Close the panel",
+    ".edit-message": "Edit this question",
+  };
+
+  function nameButtons() {
+    for (const [selector, name] of Object.entries(NAMES)) {
+      for (const button of document.querySelectorAll(selector)) {
+        const named = button.getAttribute("aria-label") || button.textContent.trim();
+        if (!named) button.setAttribute("aria-label", name);
+      }
+    }
+  }
+
+  const spoken = element("div", "small-first-unseen");
+  spoken.setAttribute("role", "log");
+  spoken.setAttribute("aria-live", "polite");
+  spoken.setAttribute("aria-label", "Latest answer");
+  let last = "";
+
+  /** An answer is read out once, when it is whole: a live region around the stream would read every piece. */
+  function announce() {
+    if (document.querySelector("#stop-button")) return; // still being written; its going is a change as well
+    const answers = document.querySelectorAll("[data-step-type=assistant_message] .message-content");
+    if (!answers.length) return;
+    const whole = answers[answers.length - 1].cloneNode(true);
+    for (const receipt of whole.querySelectorAll("[data-testid=receipt]")) receipt.remove(); // its button is read on its own
+    const answer = whole.textContent.trim();
+    const now = `${answers.length} ${answer}`; // the same words may be the answer to another question
+    if (now === last) return;
+    last = now;
+    spoken.textContent = answer;
+  }
+
+  let settling = 0;
+  function changed(records) {
+    if (records.every((record) => pill.contains(record.target) || spoken.contains(record.target))) return;
+    clearTimeout(settling);
+    settling = setTimeout(() => {
+      nameButtons();
+      announce();
+    }, 400);
+  }
+
+  document.body.append(pill, spoken);
+  new MutationObserver(changed).observe(document.body, { childList: true, characterData: true, subtree: true });
+  ask();
+})();

@@ -167,6 +167,8 @@
     "#theme-toggle": "Theme",
     "#side-view-close": "Close the panel",
     ".edit-message": "Edit this question",
+    "button:has(> .lucide-copy)": "Copy to clipboard",
+    "button:has(> .lucide-arrow-down)": "Go to the latest message",
   };
 
   function nameButtons() {

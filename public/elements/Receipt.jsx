@@ -99,8 +99,8 @@ function Waterfall({ turn }) {
   const percent = (ms) => `${Math.min(100, Math.max(0, (100 * ms) / total)).toFixed(2)}%`
   const row = {
     display: 'grid',
-    gridTemplateColumns: 'minmax(6.5rem, 11rem) minmax(2rem, 1fr) 4rem',
-    columnGap: '0.6rem',
+    gridTemplateColumns: 'minmax(5.2rem, 11rem) minmax(4rem, 1fr) 3.4rem',
+    columnGap: '0.5rem',
     alignItems: 'center',
     padding: '0.1rem 0',
   }
@@ -113,7 +113,7 @@ function Waterfall({ turn }) {
         if (span.encloses) {
           const name = model(span.leg) || (span.leg === 'slm' ? null : turn.model)
           return (
-            <li key={span.index} style={{ ...row, gridTemplateColumns: '1fr 4rem', paddingTop: '0.45rem' }}>
+            <li key={span.index} style={{ ...row, gridTemplateColumns: '1fr 3.4rem', paddingTop: '0.45rem' }}>
               <span style={{ fontWeight: 600, overflowWrap: 'anywhere' }}>
                 <span
                   aria-hidden="true"
@@ -135,7 +135,7 @@ function Waterfall({ turn }) {
         const colour = COLOURS[span.leg] || hsl('chart-1')
         return (
           <li key={span.index} style={row} title={`${span.name}: from ${time(span.start_ms)} on, ${length}`}>
-            <span style={{ ...QUIET, paddingLeft: span.leg ? '0.95rem' : 0 }}>{SPANS[span.name] || span.name}</span>
+            <span style={{ ...QUIET, paddingLeft: span.leg ? '0.6rem' : 0 }}>{SPANS[span.name] || span.name}</span>
             <span
               aria-hidden="true"
               style={{ position: 'relative', height: '0.5rem', borderRadius: '2px', background: hsl('muted', 0.6) }}
@@ -334,7 +334,7 @@ export default function Receipt() {
         hidden={!open}
         style={{
           marginTop: '0.3rem',
-          padding: '0.6rem 0.8rem 0.8rem',
+          padding: '0.6rem 0.75rem 0.8rem',
           border: `1px solid ${hsl('border')}`,
           borderRadius: '0.6rem',
           background: hsl('card'),

@@ -12,6 +12,7 @@ from typing import Any
 import chainlit as cl
 from chainlit.input_widget import RadioGroup
 from chainlit.server import app as web_app
+from chainlit.server import sio
 
 from rag import terminal
 from rag.corpus.library import Library
@@ -31,7 +32,14 @@ library = Library(settings.docs, passage_chars=settings.passage_chars)
 legs = Legs(settings)
 background: set[asyncio.Task[Any]] = set()
 
-harden(max_upload_bytes=settings.upload_mb * 1_000_000, max_files_per_session=settings.session_uploads)
+harden(
+    web_app,
+    sio,
+    allowed_hosts=settings.allowed_hosts,
+    allowed_origins=settings.allowed_origins,
+    upload_mb=settings.upload_mb,
+    session_uploads=settings.session_uploads,
+)
 web_app.include_router(status.router(legs, library))
 # Chainlit's own last route answers every other path with its page, so ours must stand before it.
 web_app.router.routes.insert(0, web_app.router.routes.pop())
@@ -42,7 +50,10 @@ MODE_LABELS = {
     "LLM: the larger model only": "llm",
 }
 STARTERS = {
-    "When does it escalate?": "When does a turn escalate to the larger model?",
+    "Largest file": "What is the largest file that I can drop into a chat?",
+    "Confidence threshold": "What is the default confidence threshold of Small First?",
+    "Size of Phi-4-mini": "How many parameters does Phi-4-mini have?",
+    "Price of tokens": "What is the example price of output tokens?",
 }
 
 

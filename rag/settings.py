@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     hub_url: str = Field("https://huggingface.co", description="address of the model hub")
     pull_llm: bool = Field(True, description="fetch the larger model in the background when it is missing")
 
+    allowed_hosts: tuple[str, ...] = Field((), description="further names that this server answers to, behind a proxy")
+    allowed_origins: tuple[str, ...] = Field((), description="further origins whose pages may open the chat")
+
     upload_mb: int = Field(10, ge=1, le=500, description="largest uploaded file, MB")
     session_uploads: int = Field(20, ge=1, le=500, description="most uploaded files in one conversation")
 

@@ -283,7 +283,7 @@ class Backend:
         except (openai.APIConnectionError, httpx2.ConnectError) as error:
             cause = error.__cause__ or error
             if isinstance(cause, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError):
-                raise ModelBroke(f"{who} closed the connection before it answered. Ask again. {self._mend}") from error
+                raise ModelBroke(f"{who} closed the connection in the middle of its answer. {self._mend}") from error
             raise ModelUnreachable(f"No model at {who}: {cause}. {self._mend}") from error
         except httpx2.HTTPError as error:
             raise ModelBroke(
@@ -291,7 +291,7 @@ class Backend:
             ) from error
         except openai.APIError as error:
             # An error event inside a stream that began with status 200.
-            raise ModelRefused(f"{who} refused: {error.message}") from error
+            raise ModelRefused(f"{who} failed while answering: {error.message}. Ask again.") from error
         except (openai.OpenAIError, json.JSONDecodeError) as error:
             raise ModelBroke(
                 f"{who} sent something that is no chat completion ({error}). Check the address."

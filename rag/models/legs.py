@@ -106,6 +106,10 @@ class Leg:
             self._starting = asyncio.create_task(self._start(), name=f"start {self.name}")
         return self._starting
 
+    def leave_absent(self) -> None:
+        """Nobody is going to fetch it; say how it can be."""
+        self._set(State("absent", detail=f"Not fetched. To have it: smallfirst models pull {self.model}"))
+
     async def backend(self) -> ChatBackend:
         """The backend, started if need be; waits until it can answer. Raises ModelError with the reason if it cannot."""
         if self._state.phase == "failed":
@@ -244,6 +248,8 @@ class Legs:
         await self.slm.start()
         if pull_llm or self.llm.installed:
             await self.llm.start()
+        else:
+            self.llm.leave_absent()
 
     async def close(self) -> None:
         await asyncio.gather(self.slm.close(), self.llm.close())

@@ -1,0 +1,54 @@
+"""Runs the whole suite: bring a browser, then two pytest processes.
+
+Two, because the browser driver runs an event loop of its own, beside which pytest's asyncio tests cannot run.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find_browser() -> str | None:
+    """A Chromium of the system, or the one that Playwright keeps."""
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path = playwright.chromium.executable_path
+    return path if Path(path).exists() else None
+
+
+def bring_browser() -> None:
+    """Install Chromium if there is none; without one the browser tests skip and say so."""
+    if find_browser() is not None:
+        return
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        print("No Chromium found: installing Debian's.", flush=True)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
+            subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+    if find_browser() is None:
+        print("No Chromium found: asking Playwright for its own.", flush=True)
+        subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
+    if find_browser() is None:
+        print("No Chromium could be had: the browser tests will be skipped.", flush=True)
+
+
+def main() -> int:
+    bring_browser()
+    chosen = sys.argv[1:]
+    statuses = [
+        subprocess.run([sys.executable, "-m", "pytest", *arguments, *chosen]).returncode
+        for arguments in (["tests", "--ignore=tests/browser"], ["tests/browser"])
+    ]
+    return max(statuses)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

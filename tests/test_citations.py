@@ -1,0 +1,37 @@
+"""Every marker resolves."""
+
+from rag.corpus.analysis import terms
+from rag.corpus.documents import Passage
+from rag.corpus.index import BM25Index, Hit
+from rag.turn.citations import resolve
+
+TEXTS = ["Zebras drink at dawn. Lions watch them.", "Acacia trees grow slowly. Their wood is hard."]
+PASSAGES = [Passage(str(i), f"{i}.md", None, (), 100, 100 + len(t), t, tuple(terms(t))) for i, t in enumerate(TEXTS)]
+HITS = [Hit(passage, 1.0) for passage in PASSAGES]
+IDF = BM25Index(PASSAGES).idf
+
+
+def test_markers_resolve_to_the_sentence_that_supports_them() -> None:
+    cited = resolve("Acacia wood is hard [2]. Lions watch zebras [1].", HITS, IDF)
+    assert cited.text == "Acacia wood is hard [2]. Lions watch zebras [1]."
+    assert [(c.marker, c.quote) for c in cited.citations] == [(1, "Lions watch them."), (2, "Their wood is hard.")]
+    for citation in cited.citations:
+        offset = citation.passage.start
+        assert citation.passage.text[citation.start - offset : citation.end - offset] == citation.quote
+
+
+def test_invented_markers_are_removed_and_counted() -> None:
+    cited = resolve("Zebras drink at dawn [1, 9] [0].", HITS, IDF)
+    assert (cited.text, cited.invented) == ("Zebras drink at dawn [1].", 2)
+
+
+def test_an_answer_without_markers_cites_what_supports_it_best() -> None:
+    cited = resolve("Their wood is very hard.", HITS, IDF)
+    assert cited.text == "Their wood is very hard. [2]"
+    assert cited.citations[0].passage.source == "1.md"
+
+
+def test_an_answer_that_nothing_supports_cites_nothing() -> None:
+    cited = resolve("Parliament voted yesterday.", HITS, IDF)
+    assert (cited.text, cited.citations) == ("Parliament voted yesterday.", ())
+    assert resolve("Anything [1]", [], IDF).citations == ()

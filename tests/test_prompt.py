@@ -1,0 +1,53 @@
+"""What a leg is sent, and that it fits."""
+
+from rag.corpus.documents import Passage
+from rag.corpus.index import Hit
+from rag.turn.prompt import Prompt, build, estimate_tokens, standalone
+from rag.turn.session import Exchange
+
+HITS = [Hit(Passage(str(n), f"{n}.md", None, (f"H{n}",), 0, 600, f"w{n} " * 150, ()), 1.0) for n in range(6)]
+HISTORY = [Exchange(str(n), f"question {n}", f"question {n}", f"answer {n}") for n in range(5)]
+
+
+def built(**changes: object) -> Prompt:
+    options: dict[str, object] = {
+        "large": True, "passages": 3, "evidence_tokens": 1200, "history_turns": 3, "context_tokens": 4096, "max_tokens": 400,
+    }  # fmt: skip
+    return build("What now?", HITS, HISTORY, **{**options, **changes})  # type: ignore[arg-type]
+
+
+def test_each_leg_gets_its_own_number_of_passages_and_newest_turns() -> None:
+    prompt = built()
+    assert [hit.passage.source for hit in prompt.evidence] == ["0.md", "1.md", "2.md"]
+    assert [m["content"] for m in prompt.messages[1:-1:2]] == ["question 2", "question 3", "question 4"]
+    assert "[3] 2.md" in prompt.messages[-1]["content"]
+    assert len(built(passages=1, large=False).evidence) == 1
+    assert prompt.ledger["passages_left_out"] == 3
+    assert prompt.ledger["turns_left_out"] == 2
+
+
+def test_a_prompt_never_exceeds_its_window() -> None:
+    for window in (700, 1000, 1500, 4096):
+        prompt = built(context_tokens=window, passages=6, evidence_tokens=100_000)
+        assert prompt.evidence, "the best passage is always there"
+        total = sum(estimate_tokens(message["content"]) for message in prompt.messages)
+        assert total + 400 <= window or window == 700
+    cut = built(evidence_tokens=64)
+    assert len(cut.evidence) == 1
+    assert cut.ledger["evidence_tokens_estimated"] <= 70
+
+
+def test_what_changes_least_stands_first() -> None:
+    first, second = built(), build(
+        "Else?", HITS[3:], HISTORY, large=True, passages=3, evidence_tokens=1200, history_turns=3, context_tokens=4096,
+        max_tokens=400,
+    )  # fmt: skip
+    assert first.messages[:-1] == second.messages[:-1]
+
+
+def test_only_a_question_that_leans_is_rewritten() -> None:
+    history = [Exchange("1", "How fast is phi-4-mini?", "How fast is phi-4-mini?", "Quite.")]
+    assert standalone("What is BM25 good for?", history) == "What is BM25 good for?"
+    assert "phi-4-mini?" in standalone("And how much does it cost?", history)
+    assert "phi-4-mini?" in standalone("Why?", history)
+    assert standalone("And how much does it cost?", []) == "And how much does it cost?"

@@ -15,6 +15,7 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m cogapp --check -p 'import sys; sys.path.insert(0, ".")' README.md
 
 bench: .venv/ready
 	$(BIN)/smallfirst bench

@@ -18,7 +18,7 @@ from rag import terminal
 from rag.corpus.library import Library
 from rag.errors import DocumentError, RagError
 from rag.models.legs import Legs
-from rag.serve import status
+from rag.serve import api, status
 from rag.serve.hardening import harden
 from rag.settings import MODES, Settings
 from rag.trace import Trace
@@ -40,9 +40,10 @@ harden(
     upload_mb=settings.upload_mb,
     session_uploads=settings.session_uploads,
 )
-web_app.include_router(status.router(legs, library))
-# Chainlit's own last route answers every other path with its page, so ours must stand before it.
-web_app.router.routes.insert(0, web_app.router.routes.pop())
+for router in (status.router(legs, library), api.router(legs, library, settings)):
+    web_app.include_router(router)
+    # Chainlit's own last route answers every other path with its page, so ours must stand before it.
+    web_app.router.routes.insert(0, web_app.router.routes.pop())
 
 MODE_LABELS = {
     "Auto: the small model first, the larger one when needed": "auto",

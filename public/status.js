@@ -7,7 +7,7 @@
 
   const BUSY_MS = 1000; // while a model is on its way
   const CALM_MS = 30000; // when there is nothing to wait for
-  const BUSY = ["absent", "fetching", "verifying", "loading"];
+  const BUSY = ["fetching", "verifying", "loading"];
   const READY = ["ready", "remote"];
   const FAILURES_SHOWN = 3; // one lost request is no news
 
@@ -131,7 +131,9 @@
       const status = await answer.json();
       failures = 0;
       show(wording(status));
-      const busy = [status.slm, status.llm].some((model) => model && BUSY.includes(model.state));
+      // A model that is absent and says why is not on its way.
+      const moving = (model) => model && (BUSY.includes(model.state) || (model.state === "absent" && !model.detail));
+      const busy = [status.slm, status.llm].some(moving);
       if (!busy) pause = CALM_MS;
     } catch {
       failures += 1;

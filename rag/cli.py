@@ -75,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def command_help() -> str:
+    """The text of `smallfirst --help`, 100 columns wide wherever it is made."""
+    parser = _parser()
+    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
+    return parser.format_help().strip()
+
+
 _DESCRIPTION = "A chat over your own documents, on your own machine: a small model answers first, a larger one when it must."
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rag.corpus.index import Hit
 from rag.errors import ModelError, RagError, UserError
-from rag.models.backend import Draft, Waiting
+from rag.models.backend import Draft, Message, Waiting
 from rag.models.legs import SPOKEN, Leg, Legs
 from rag.settings import Mode, Settings
 from rag.trace import Trace
@@ -85,6 +85,8 @@ class Turn:
     notes: tuple[str, ...]
     """What the user must know about this answer: who could not be asked, what was left out."""
     ledger: dict[str, Any]
+    messages: dict[str, list[Message]]
+    """What each leg was sent, for those who look inside; not part of the dictionary."""
     trace: Trace
 
     def to_dict(self) -> dict[str, Any]:
@@ -348,6 +350,7 @@ class _Work:
             citations=cited,
             notes=tuple(self.notes),
             ledger={leg: built.ledger for leg, built in self.prompts.items()},
+            messages={leg: built.messages for leg, built in self.prompts.items()},
             trace=self.trace,
         )
         self.session.remember(Exchange(self.id, self.question, self.query, text))

@@ -1,0 +1,74 @@
+"""The generated parts of README.md, written by cog (`python -m cogapp -r README.md`) and checked by `make check`.
+
+Knows where each part comes from: the argument parser, the catalogue, the settings, the last saved benchmark.
+"""
+
+import json
+from pathlib import Path
+
+import cog
+
+from rag.cli import command_help
+from rag.models.weights import CATALOGUE
+from rag.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+OPEN_WEBUI = {
+    "installed size, without weights": ("2,917 MB", "installed_mb", "{:,.0f} MB"),
+    "start to ready, nothing to fetch": ("12 s", "start_s", "{:.1f} s"),
+    "resident memory, idle, without the model servers": ("806 MB", "memory_mb", "{:,.0f} MB"),
+    "first token through its API minus first token of the bare request, median": ("21 ms", "overhead_ms", "{:.1f} ms"),
+}
+
+
+def _table(*rows: tuple[str, ...]) -> None:
+    head, *rest = rows
+    cog.outl(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rest:
+        cog.outl(f"| {' | '.join(row)} |")
+
+
+def help() -> None:
+    cog.outl("```")
+    cog.outl(command_help())
+    cog.outl("```")
+
+
+def models() -> None:
+    _table(
+        ("name", "size", "licence"),
+        *((f"`{w.name}`", f"{w.size_bytes / 1e6:,.0f} MB", w.license) for w in CATALOGUE.values()),
+    )
+
+
+def settings() -> None:
+    def default(name: str, value: object) -> str:
+        if name == "docs":
+            return "docs_corpus"
+        if name == "cache_dir":
+            return "the user's cache folder"
+        return "" if value in (None, ()) else f"{value:g}" if isinstance(value, float) else str(value)
+
+    fields = Settings.model_fields
+    _table(
+        ("variable", "default", "what"),
+        *(
+            (f"`RAG_{name.upper()}`", default(name, field.get_default()), str(field.description))
+            for name, field in fields.items()
+        ),
+    )
+
+
+def bench() -> None:
+    report = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))
+    _table(
+        ("what", "Open WebUI", "Small First"),
+        *((what, theirs, form.format(report["metrics"][key])) for what, (theirs, key, form) in OPEN_WEBUI.items()),
+    )
+    machine = report["machine"]
+    cog.outl(
+        f"\n{report['starts']} starts, {report['rounds']} pairs of requests, model {report['model']}; bare first token"
+        f" {report['metrics']['bare_first_token_ms']:.1f} ms (the prompt is in the server's cache, so that only our share"
+        f" differs), of ours {report['metrics']['turn_before_request_ms']:.1f} ms is the turn's work before the request is"
+        f" sent. {machine['system']}, {machine['cores']} cores, Python {machine['python']}."
+    )

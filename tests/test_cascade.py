@@ -128,6 +128,7 @@ async def test_without_the_small_model_the_larger_answers_marked(session: Sessio
     turn = await turn_of(session, legs, settings)
     assert turn.model == "scripted-llm"
     assert turn.notes == ("Answered by the larger model: No model there.",)
+    assert turn.escalated
 
 
 async def test_slm_mode_never_falls_back_to_a_remote_model(session: Session, settings: Settings) -> None:
@@ -253,7 +254,7 @@ async def test_the_turn_carries_the_contract(session: Session, settings: Setting
     spans = [(span["name"], span["leg"]) for span in turn["trace"]["spans"]]
     for leg, outer in (("slm", "draft"), ("llm", "escalate")):
         assert [name for name, of in spans if of == leg and name != "judge"] == [
-            outer, "load", "prompt", "request", "first_token", "completion",
+            outer, "prompt", "request", "first_token", "completion",
         ]  # fmt: skip
     assert ("retrieve", None) in spans
     assert all(span["duration_ms"] is not None for span in turn["trace"]["spans"])

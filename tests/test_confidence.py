@@ -21,7 +21,8 @@ def verdict_on(
 ) -> Verdict:
     tokens = () if logprob is None else tuple(Token(word, logprob, (logprob, -5.0)) for word in text.split())
     draft = Draft("slm", "m", text, tokens, None, finish)
-    return judge(draft, question, question, [Hit(passage, 2.0)], INDEX.idf, threshold=0.65, min_words=3)
+    hits = [Hit(passage, 2.0)]
+    return judge(draft, question, question, hits, hits, INDEX.idf, threshold=0.65, min_words=3)
 
 
 def test_a_sure_and_supported_answer_is_accepted() -> None:

@@ -220,7 +220,7 @@ class _Work:
                 raise type(other)(f"Neither model answered. {failure} {other}") from other
             refined = " It is not refined." if second is self.legs.slm else ""
             self.notes.append(f"Answered by the {SPOKEN[second.name]}:{refined} {failure}")
-            yield self._finish(self.drafts[-1], None, escalated=False)
+            yield self._finish(self.drafts[-1], None, escalated=second is self.legs.llm)
             return
 
         # 4. Judge the small model's draft.
@@ -231,6 +231,7 @@ class _Work:
                     draft,
                     self.question,
                     self.query,
+                    self.hits,
                     self.prompts["slm"].evidence,
                     self.index.idf,
                     threshold=self.settings.confidence,
@@ -281,15 +282,15 @@ class _Work:
         with self.trace.span(span, leg.name):
             if leg.name == "llm" and (reason := _not_here(leg)):
                 raise ModelError(reason)
-            with self.trace.span("load", leg.name):
-                if not leg.state.usable:
+            if not leg.state.usable:
+                with self.trace.span("load", leg.name):
                     leg.start()
                     async with aclosing(leg.changes()) as states:
                         async for state in states:
                             if state.usable or state.phase == "failed":
                                 break
                             yield Phase("load", f"Waiting for the {SPOKEN[leg.name]}: {state.words}")
-                backend = await leg.backend()
+            backend = await leg.backend()
             with self.trace.span("prompt", leg.name):
                 large = leg.name == "llm"
                 leaning = self.query != self.question

@@ -68,7 +68,7 @@ class Signals:
     low_logprob: float | None
     """The 10% quantile of the tokens' logprobs."""
     first_entropy: float | None
-    """Entropy of the first content token over its most probable rivals, as a share of the most it could be."""
+    """Entropy of the first token that answers, over its most probable rivals, as a share of the most it could be."""
     fact_logprob: float | None
     """Lowest logprob among tokens of numbers and names; 0 when there are none."""
     coverage: float
@@ -110,14 +110,22 @@ class Verdict:
 
 
 def judge(
-    draft: Draft, question: str, query: str, hits: Sequence[Hit], idf: Idf, *, threshold: float, min_words: int
+    draft: Draft,
+    question: str,
+    query: str,
+    hits: Sequence[Hit],
+    evidence: Sequence[Hit],
+    idf: Idf,
+    *,
+    threshold: float,
+    min_words: int,
 ) -> Verdict:
-    """Judge a draft against the passages it was written from, best first.
+    """Judge a draft against the passages that were found (`hits`, best first) and read (`evidence`).
 
     `query` is the question in its standalone form. Hard rules come first (empty, cut off, looping, too short, a refusal,
     a number or name from nowhere); what passes them is judged by the fused score.
     """
-    signals = measure(draft, question, query, hits, idf)
+    signals = measure(draft, question, query, hits, evidence, idf)
     features = _features(signals)
     score = 1 - _sigmoid(BIAS + sum(weight * features[name] for name, weight in _weights(signals).items()))
 
@@ -161,10 +169,12 @@ def is_refusal(text: str) -> bool:
     return len(text) < 400 and _REFUSAL.search(text) is not None
 
 
-def measure(draft: Draft, question: str, query: str, hits: Sequence[Hit], idf: Idf) -> Signals:
-    """All signals of one draft."""
+def measure(
+    draft: Draft, question: str, query: str, hits: Sequence[Hit], evidence: Sequence[Hit], idf: Idf
+) -> Signals:
+    """All signals of one draft; see `judge`."""
     text = _MARKER.sub("", draft.text).strip()
-    held = {term for hit in hits for term in hit.passage.terms}
+    held = {term for hit in evidence for term in hit.passage.terms}
     asked = terms(query)
     most = (K1 + 1) * sum(idf(term) for term in asked)
     first, second = ([hit.score for hit in hits] + [0.0, 0.0])[:2]
@@ -175,17 +185,17 @@ def measure(draft: Draft, question: str, query: str, hits: Sequence[Hit], idf: I
         words=_count_words(text),
         mean_logprob=statistics.fmean(logprobs) if logprobs else None,
         low_logprob=sorted(logprobs)[len(logprobs) // 10] if logprobs else None,
-        first_entropy=_entropy(content[0].top) if content and len(content[0].top) > 1 else None,
+        first_entropy=_first_entropy(content, set(asked)),
         fact_logprob=(min(facts) if facts else 0.0) if logprobs else None,
-        coverage=coverage(query, hits, idf),
+        coverage=coverage(query, evidence, idf),
         hit_strength=min(1.0, first / most) if most else 0.0,
         hit_margin=(first - second) / first if first else 0.0,
         support=_support(text, query, held, idf),
-        verbatim=_stands_in(text, hits),
+        verbatim=_stands_in(text, evidence),
         refusal=is_refusal(text),
         looping=_loops(text),
         cut_off=draft.finish_reason == "length",
-        absent_fact=_absent_fact(text, question, hits),
+        absent_fact=_absent_fact(text, question, evidence),
     )
 
 
@@ -220,6 +230,15 @@ def _content_tokens(tokens: Sequence[Token]) -> list[Token]:
     return [
         token for token in tokens if any(character.isalnum() for character in token.text) and "<|" not in token.text
     ]
+
+
+def _first_entropy(content: Sequence[Token], asked: set[str]) -> float | None:
+    """Of the first token that answers: words without a subject and words repeated from the question do not."""
+    if not any(len(token.top) > 1 for token in content):
+        return None
+    telling = (token for token in content if (own := set(terms(token.text))) and not own <= asked)
+    first = next(telling, content[0])
+    return _entropy(first.top)
 
 
 def _is_fact(token: str) -> bool:

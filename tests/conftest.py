@@ -1,9 +1,10 @@
 """What every test stands on: no network but this machine, no settings from the outside, real documents, real weights."""
 
+import asyncio
 import ipaddress
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ sys.addaudithook(_refuse_network)
 # The developer's own settings must not decide what the tests see; child processes inherit this too.
 for name in [name for name in os.environ if name.startswith(("RAG_", "CHAINLIT_"))]:
     del os.environ[name]
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
+    """Wait for a condition that nothing announces."""
+    async with asyncio.timeout(limit_s):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

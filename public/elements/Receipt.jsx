@@ -9,6 +9,8 @@ import { useId, useState } from 'react'
 const SPANS = {
   rewrite: 'rewriting the question',
   retrieve: 'searching the documents',
+  load: 'starting the model',
+  cite: 'finding the sources',
   prompt: 'preparing the prompt',
   queue: 'waiting for the model',
   request: 'request sent',
@@ -48,7 +50,7 @@ const figure = (value) => {
 }
 
 const place = ({ source, page, heading }) =>
-  [source, isNumber(page) ? `page ${page}` : null, heading].filter(Boolean).join(' · ')
+  [source, isNumber(page) ? `page ${page}` : null, list(heading).join(' › ')].filter(Boolean).join(' · ')
 
 function summary(turn) {
   const trace = turn.trace || {}

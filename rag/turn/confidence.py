@@ -18,24 +18,24 @@ from rag.models.backend import TOP_LOGPROBS, Draft, Token
 
 Idf = Callable[[str], float]
 
-# p(wrong) = sigmoid(BIAS + sum of weight * feature); every feature lies in [0, 1] and grows with doubt.
+# p(wrong) = sigmoid(BIAS + sum of weight * feature); every feature lies in [0, 1] and grows with doubt. The entropy of the
+# first token that answers is measured but has no weight: on 265 questions of SQuAD 2.0 it told nothing of SmolLM2's
+# mistakes (AUROC .47), and leaving it out raised the formula's own AUROC from .68 to .73.
 BIAS = -3.0
 WEIGHTS = {
     "unsure": 1.5,
     "unsure_words": 1.0,
-    "unsure_start": 1.5,
     "unsure_fact": 0.7,
     "uncovered": 1.2,
     "weak_hit": 0.8,
     "rival_hit": 0.2,
     "unsupported": 2.5,
 }
-FROM_LOGPROBS = ("unsure", "unsure_words", "unsure_start", "unsure_fact")
+FROM_LOGPROBS = ("unsure", "unsure_words", "unsure_fact")
 WITHOUT_LOGPROBS_DOUBLED = ("uncovered", "unsupported")
 IN_WORDS = {
     "unsure": "the model was unsure of its words",
     "unsure_words": "the model was unsure of some words",
-    "unsure_start": "the model wavered at the start",
     "unsure_fact": "the model was unsure of a number or name",
     "uncovered": "the passages lack words of the question",
     "weak_hit": "the best passage fits only loosely",
@@ -206,7 +206,6 @@ def _features(signals: Signals) -> dict[str, float]:
     return {
         "unsure": doubt(signals.mean_logprob, 1),
         "unsure_words": doubt(signals.low_logprob, 3),
-        "unsure_start": signals.first_entropy or 0.0,
         "unsure_fact": doubt(signals.fact_logprob, 3),
         "uncovered": 1 - signals.coverage,
         "weak_hit": 1 - signals.hit_strength,
@@ -278,7 +277,7 @@ def _count_words(text: str) -> int:
 
 def _absent_fact(text: str, question: str, hits: Sequence[Hit]) -> str | None:
     known = " ".join([question, *(f"{' '.join(h.passage.heading)} {h.passage.source} {h.passage.text}" for h in hits)])
-    known_words = {word for word, _, _ in words(known.casefold())}
+    known_terms = set(terms(known))
     known_numbers = {number.replace(",", "") for number in _NUMBER.findall(known)}
     for number in _NUMBER.findall(text):
         if number.replace(",", "") not in known_numbers:
@@ -288,7 +287,8 @@ def _absent_fact(text: str, question: str, hits: Sequence[Hit]) -> str | None:
         begins_sentence = not before or before[-1] in ".!?:\n。！？："
         if word[0].isupper() and not begins_sentence and len(word) > 1:
             folded = word.casefold().replace("’", "'").removesuffix("'s")
-            if folded not in known_words and word.casefold() not in known_words and folded not in known.casefold():
+            # By its stem, so that a plural is no other name; or inside a longer word.
+            if not known_terms.issuperset(terms(word)) and folded not in known.casefold():
                 return word
     return None
 

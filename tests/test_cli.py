@@ -1,0 +1,94 @@
+"""The terminal door, as a person types it: a process of its own, its outputs and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rag.cli import main
+
+from .conftest import CORPUS
+
+
+def smallfirst(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "rag.cli", *arguments],
+        env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+
+
+def test_ask_with_json_ends_with_the_turn(small_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "manual.md").write_text("The frobnicator must be oiled every 17 days.")
+    done = smallfirst(
+        "ask", "How often must the frobnicator be oiled?", "--attach", str(tmp_path / "manual.md"), "--mode", "slm", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    turn = json.loads(done.stdout.splitlines()[-1])
+    assert turn["mode"] == "slm"
+    assert turn["citations"][0]["source"] == "manual.md"
+    assert "17" in turn["answer"]
+    assert {span["name"] for span in turn["trace"]["spans"]} >= {"retrieve", "prompt", "request", "first_token", "completion"}
+
+
+def test_ask_prints_the_answer_its_sources_and_where_the_time_went(small_weights: Path) -> None:
+    done = smallfirst("ask", "What does the name ONNX stand for?", "--mode", "slm")
+    assert done.returncode == 0, done.stderr
+    assert "onnx-runtime.md" in done.stdout
+    assert "first token" in done.stderr
+    assert "smollm2-135m" in done.stderr
+
+
+def test_ask_about_what_no_document_holds_says_so(small_weights: Path) -> None:
+    done = smallfirst("ask", "Who won the football world cup in Uruguay?", "--json")
+    turn = json.loads(done.stdout.splitlines()[-1])
+    assert turn["model"] is None
+    assert "not in your documents" in turn["answer"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "says"),
+    [
+        (("ask", "hi", "--docs", "/nowhere"), {}, "No folder of documents at /nowhere"),
+        (("ask", "hi", "--attach", "/nowhere.md"), {}, "/nowhere.md cannot be read"),
+        (("ask", "hi"), {"RAG_SLM_MODEL": "gpt-5"}, "gpt-5"),
+        (("ask", "hi"), {"RAG_CONFIDENCE": "7"}, "RAG_CONFIDENCE"),
+        (("ask", "hi", "--mode", "both"), {}, "--mode"),
+        (("ask", "What is BM25?"), {"RAG_SLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1"}, "Neither model answered"),
+        (("models", "pull", "gpt-5"), {}, "gpt-5"),
+        (("chat", "--docs", "/nowhere"), {}, "/nowhere"),
+        (("chat", "--port", "99999"), {}, "99999"),
+        (("bench", "--rounds", "0"), {}, "--rounds"),
+        ((), {}, "COMMAND"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_status_2_and_one_line(arguments: tuple[str, ...], environment: dict[str, str], says: str) -> None:
+    done = smallfirst(*arguments, **environment)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_index_tells_the_truth_about_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.md").write_text("Fine words.")
+    (tmp_path / "bad.pdf").write_bytes(b"not a pdf")
+    assert main(["index", "--docs", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {file["source"]: file["error"] is None for file in report["files"]} == {"good.md": True, "bad.pdf": False}
+
+
+def test_search_finds_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "k1 saturation", "--docs", str(CORPUS), "--top-k", "2", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out.splitlines()[-1])["hits"]
+    assert len(hits) == 2
+    assert hits[0]["source"] == "bm25.md"
+    assert main(["search", "k1 saturation", "--docs", str(CORPUS)]) == 0
+    assert "bm25.md" in capsys.readouterr().out
+
+
+def test_models_list_names_all_three(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
+    assert [row["name"] for row in rows] == ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]

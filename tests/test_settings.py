@@ -1,0 +1,38 @@
+"""Every knob has a unit, a range and a source."""
+
+from pathlib import Path
+
+import pytest
+
+from rag.errors import UserError
+from rag.settings import Settings
+
+
+def test_the_environment_is_read_once_with_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_TOP_K", "9")
+    settings = Settings.load()
+    monkeypatch.setenv("RAG_TOP_K", "3")
+    assert settings.top_k == 9
+
+
+@pytest.mark.parametrize(("name", "value"), [("RAG_TOP_K", "many"), ("RAG_MODE", "both"), ("RAG_CONFIDENCE", "1.5")])
+def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=name) as caught:
+        Settings.load()
+    assert value in str(caught.value)
+
+
+def test_a_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_LLM_API_KEY", "sk-secret")
+    assert "sk-secret" not in repr(Settings.load())
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAG_DOCS", "/somewhere")
+    assert Settings.load(docs=tmp_path).docs == tmp_path
+    assert Settings.load(docs=None).docs == Path("/somewhere")

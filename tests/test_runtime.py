@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rag.models.weights import find, installed, pull
 
 # Generous: only a hang reaches it, also on a machine that has much else to do.
 PATIENCE_S = 120
+ROOT = str(Path(__file__).resolve().parents[1])
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL and SIGSTOP")
 
 
@@ -60,6 +62,7 @@ async def complete(server: EmbeddedServer, prompt: str, **options: object) -> di
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
+        # What other processes do sets no event here.
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -216,11 +219,10 @@ asyncio.run(main())
 async def test_child_ends_with_a_parent_that_was_killed(model: Path, tmp_path: Path, when: str) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    root = str(Path(__file__).resolve().parents[1])
     parent = await asyncio.create_subprocess_exec(
         *(sys.executable, str(script), str(model)),
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": ROOT},
     )
     assert parent.stdout is not None
     async with asyncio.timeout(PATIENCE_S):
@@ -277,11 +279,13 @@ async def test_closed_stream_frees_the_server_for_the_next(server: EmbeddedServe
     ):
         lines = stream.aiter_lines()
         async for line in lines:
-            if json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content"):
+            if line and json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content"):
                 break
     # There is one slot: had the story gone on, this answer would have stood behind 1,900 tokens.
-    answer = await complete(server, "Hi")
-    assert answer["usage"]["completion_tokens"] <= 4
+    began_s = time.monotonic()
+    answer = await complete(server, "Hi", max_tokens=16, ignore_eos=True)
+    waited_ms = (time.monotonic() - began_s) * 1000
+    assert waited_ms < answer["timings"]["predicted_per_token_ms"] * 1900 / 2
 
 
 async def test_prompt_beyond_the_window_is_refused_with_both_sizes(server: EmbeddedServer) -> None:
@@ -295,7 +299,7 @@ async def test_prompt_beyond_the_window_is_refused_with_both_sizes(server: Embed
 
 
 async def test_memory_stays_capped_over_different_prompts(server: EmbeddedServer) -> None:
-    """Each prompt's state is about 22 MB; without a cap each would be kept."""
+    """Each prompt's state is about 23 MB; without the cap of 16 MB each of the five would be kept."""
     process = psutil.Process(server.pid)
 
     async def read(topic: int) -> None:
@@ -303,11 +307,11 @@ async def test_memory_stays_capped_over_different_prompts(server: EmbeddedServer
 
     await read(0)
     before_mb = process.memory_info().rss / 1e6
-    for topic in range(1, 7):
+    for topic in range(1, 6):
         await read(topic)
     grown_mb = process.memory_info().rss / 1e6 - before_mb
-    # One entry is always allowed, beside the 16 MB of the cap, and the allocator keeps some of what was freed.
-    assert grown_mb < 70
+    # The cap, and what the allocator may keep of one state that was freed.
+    assert grown_mb < 16 + 24
 
 
 async def test_pages_from_the_web_may_not_read_answers(server: EmbeddedServer) -> None:
@@ -384,12 +388,15 @@ async def test_waiter_cancelled_in_the_moment_of_its_turn_passes_it_on() -> None
     a, b, c = (asyncio.ensure_future(claimant(cores, name, [], done, leave)()) for name in "abc")
     await settle()
     leave.set()
-    # Until a's body has gone on and left, then b before it can notice that it was granted.
-    while cores.waiting == 2:
+    for _ in range(10):
+        if cores.waiting == 1:
+            # a has left and b was granted the cores, but has not run since.
+            b.cancel()
+            break
         await asyncio.sleep(0)
-    b.cancel()
     await asyncio.gather(a, c)
-    assert done in (["a", "c"], ["a", "b", "c"])
+    assert b.cancelled()
+    assert done == ["a", "c"]
     async with cores.claim():
         assert cores.waiting == 0
 

@@ -69,7 +69,9 @@ async def start() -> None:
     for report in library.reports:
         if report.error is not None:
             terminal.notices.print(report.line, markup=False)
-    terminal.notices.print(f"{library.files} documents, {len(library.index):,} passages in {library.folder}", markup=False)
+    terminal.notices.print(
+        f"{library.files} documents, {len(library.index):,} passages in {library.folder}", markup=False
+    )
 
     async def show() -> None:
         await terminal.show_starting(legs.slm)
@@ -122,7 +124,9 @@ async def answer(message: cl.Message) -> None:
     except Exception as error:
         # Chainlit would show an empty turn.
         log.exception("A turn failed")
-        await bubble.fail(f"Small First itself failed ({type(error).__name__}). The terminal has the details. Ask again.")
+        await bubble.fail(
+            f"Small First itself failed ({type(error).__name__}). The terminal has the details. Ask again."
+        )
     finally:
         cl.user_session.set("task", None)
 

@@ -82,7 +82,9 @@ def command_help() -> str:
     return parser.format_help().strip()
 
 
-_DESCRIPTION = "A chat over your own documents, on your own machine: a small model answers first, a larger one when it must."
+_DESCRIPTION = (
+    "A chat over your own documents, on your own machine: a small model answers first, a larger one when it must."
+)
 
 
 def _chat(arguments: argparse.Namespace) -> None:
@@ -130,7 +132,9 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
             await terminal.show_starting(first)
         live = terminal.is_interactive() and not arguments.json
         shown = False
-        async with aclosing(cascade.answer(arguments.question, session=session, legs=legs, settings=settings)) as events:
+        async with aclosing(
+            cascade.answer(arguments.question, session=session, legs=legs, settings=settings)
+        ) as events:
             async for event in events:
                 match event:
                     case cascade.Token(text=text) if live:
@@ -141,8 +145,8 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
                         if shown:
                             sys.stdout.write("\n")
                         terminal.notices.print(f"Asking the other model: {reason}.", markup=False)
-                    case cascade.Failed(error=error):
-                        raise error
+                    case cascade.Failed():
+                        raise event.error
                     case cascade.Answered(turn=turn) if arguments.json:
                         print(json.dumps(turn.to_dict(), ensure_ascii=False))
                     case cascade.Answered(turn=turn):
@@ -196,7 +200,7 @@ def _models(arguments: argparse.Namespace) -> None:
         path = terminal.pull(chosen, settings)
         terminal.out.print(str(path))
         return
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": entry.name,
             "size_bytes": entry.size_bytes,

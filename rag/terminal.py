@@ -38,13 +38,17 @@ class _Bar:
         if self._progress is None:
             if not notices.is_terminal:
                 notices.print(f"{self._model}: fetching {total_bytes / 1e6:,.0f} MB", markup=False)
-            columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
             self._progress = Progress(*columns, console=notices, transient=True)
             self._task = self._progress.add_task("")
             self._progress.start()
-        self._progress.update(
-            self._task, description=f"{phase} {self._model}", completed=done_bytes, total=total_bytes
-        )
+        self._progress.update(self._task, description=f"{phase} {self._model}", completed=done_bytes, total=total_bytes)
 
     def close(self) -> None:
         if self._progress is not None:

@@ -61,7 +61,9 @@ def small_weights() -> Path:
     """The real SmolLM2, fetched once into the user's cache folder."""
     try:
         return weights.pull(
-            weights.find("smollm2-135m"), Settings(_env_file=None).cache_dir, progress=lambda _: None  # type: ignore[call-arg]
+            weights.find("smollm2-135m"),
+            Settings(_env_file=None).cache_dir,
+            progress=lambda _: None,  # type: ignore[call-arg]
         )
     except WeightsError as error:
         pytest.skip(f"SmolLM2's weights cannot be had here: {error}")

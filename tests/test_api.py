@@ -85,7 +85,11 @@ async def test_a_rejected_draft_never_reaches_a_client_but_counts_in_usage(
 
 async def test_models_are_the_three_modes(tmp_path: Path, settings: Settings) -> None:
     async with served(tmp_path, settings, ScriptedLegs()) as client:
-        assert [m.id for m in (await client.models.list()).data] == ["smallfirst-auto", "smallfirst-slm", "smallfirst-llm"]
+        assert [m.id for m in (await client.models.list()).data] == [
+            "smallfirst-auto",
+            "smallfirst-slm",
+            "smallfirst-llm",
+        ]
 
 
 async def test_earlier_messages_are_the_history(tmp_path: Path, settings: Settings) -> None:
@@ -108,7 +112,8 @@ async def test_mistakes_and_failures_have_their_status(tmp_path: Path, settings:
 
 
 @pytest.mark.parametrize(
-    "body", [b"{torn", b"[]", b"{}", b'{"model":"smallfirst-slm","messages":[]}', b'{"model":7,"messages":[{"role":"x"}]}']
+    "body",
+    [b"{torn", b"[]", b"{}", b'{"model":"smallfirst-slm","messages":[]}', b'{"model":7,"messages":[{"role":"x"}]}'],
 )
 async def test_a_malformed_body_is_a_400_in_openais_shape(tmp_path: Path, settings: Settings, body: bytes) -> None:
     async with served(tmp_path, settings, ScriptedLegs()) as client, httpx2.AsyncClient(trust_env=False) as http:
@@ -118,9 +123,7 @@ async def test_a_malformed_body_is_a_400_in_openais_shape(tmp_path: Path, settin
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_hangs_up_ends_the_work(
-    tmp_path: Path, settings: Settings, stream: bool
-) -> None:
+async def test_a_client_that_hangs_up_ends_the_work(tmp_path: Path, settings: Settings, stream: bool) -> None:
     legs = ScriptedLegs([Reply(GOOD, hold=asyncio.Event())], [])
     async with served(tmp_path, settings, legs) as client:
         task = asyncio.create_task(ask(client, "smallfirst-slm", stream))

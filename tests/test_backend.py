@@ -45,7 +45,9 @@ class Server:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+        length = next(
+            int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+        )
         body = json.loads(await reader.readexactly(length))
         self.requests.append(body)
         answering = asyncio.create_task(self.answer(writer, body))
@@ -63,7 +65,9 @@ async def served(answer: Answer, **options: Any) -> AsyncIterator[tuple[Backend,
     server = Server(answer)
     listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    backend = Backend("slm", "m", f"http://127.0.0.1:{port}/v1", limits=options.pop("limits", Limits(2, 2, 2)), **options)
+    backend = Backend(
+        "slm", "m", f"http://127.0.0.1:{port}/v1", limits=options.pop("limits", Limits(2, 2, 2)), **options
+    )
     try:
         yield backend, server
     finally:
@@ -123,7 +127,10 @@ async def test_the_request_is_sent_before_the_server_answers() -> None:
 
 
 async def test_usage_logprobs_and_choices_may_be_missing() -> None:
-    async with served(sends(HEADERS, event(choices=[]), event("Hi"), event(finish="stop"), b"data: [DONE]\n\n")) as (backend, _):
+    async with served(sends(HEADERS, event(choices=[]), event("Hi"), event(finish="stop"), b"data: [DONE]\n\n")) as (
+        backend,
+        _,
+    ):
         _, draft = await collect(backend)
     assert (draft.text, draft.tokens, draft.usage) == ("Hi", (), None)
 
@@ -132,7 +139,11 @@ async def test_a_server_that_refuses_logprobs_is_asked_without_and_remembered() 
     async def picky(writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         if body.get("logprobs"):
             text = b'{"error":{"message":"logprobs is not supported"}}'
-            writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+            writer.write(
+                b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                % len(text)
+                + text
+            )
         else:
             writer.write(HEADERS + b"".join(WHOLE[2:]).replace(b'"delta": {}', b'"delta": {"content": "Hi"}'))
         await writer.drain()
@@ -144,7 +155,11 @@ async def test_a_server_that_refuses_logprobs_is_asked_without_and_remembered() 
 
 
 def status(code: int, body: bytes = b'{"error":{"message":"because"}}') -> bytes:
-    return b"HTTP/1.1 %d X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (code, len(body)) + body
+    return (
+        b"HTTP/1.1 %d X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % (code, len(body))
+        + body
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,12 @@ def session(tmp_path: Any) -> Session:
 
 
 async def events_of(
-    session: Session, legs: ScriptedLegs, settings: Settings, question: str = QUESTION, mode: Mode | None = None, id: str = ""
+    session: Session,
+    legs: ScriptedLegs,
+    settings: Settings,
+    question: str = QUESTION,
+    mode: Mode | None = None,
+    id: str = "",
 ) -> list[cascade.Event]:
     turn = cascade.answer(question, session=session, legs=legs, settings=settings, mode=mode, id=id)  # type: ignore[arg-type]
     async with aclosing(turn) as events:
@@ -85,7 +90,9 @@ async def test_too_short_escalates_unless_it_stands_in_a_passage(session: Sessio
     assert not verbatim.escalated
 
 
-async def test_silent_documents_are_said_to_be_silent_and_no_model_is_asked(session: Session, settings: Settings) -> None:
+async def test_silent_documents_are_said_to_be_silent_and_no_model_is_asked(
+    session: Session, settings: Settings
+) -> None:
     legs = ScriptedLegs([], [])
     turn = await turn_of(session, legs, settings, question="Who won the chess olympiad?")
     assert turn.model is None
@@ -166,7 +173,9 @@ async def test_waiting_for_the_model_is_told(session: Session, settings: Setting
     assert "Waiting for the small model: another answer before this one" in told
 
 
-async def test_closing_the_turn_stops_the_model_and_remembers_what_was_shown(session: Session, settings: Settings) -> None:
+async def test_closing_the_turn_stops_the_model_and_remembers_what_was_shown(
+    session: Session, settings: Settings
+) -> None:
     legs = ScriptedLegs([Reply(GOOD, hold=asyncio.Event())], [])
     turn = cascade.answer(QUESTION, session=session, legs=legs, settings=settings)  # type: ignore[arg-type]
     async with aclosing(turn) as events:
@@ -239,14 +248,28 @@ async def test_a_refusal_names_the_nearest_documents_and_cites_nothing(session: 
 
 async def test_a_question_about_an_upload_as_a_whole_reads_its_opening(session: Session, settings: Settings) -> None:
     session.attachments.add(b"Quarterly report. Sales of bicycles doubled.", "report.txt")
-    turn = await turn_of(session, ScriptedLegs([], ["Sales of bicycles doubled [1]."]), settings, "Summarise the upload", mode="llm")
+    turn = await turn_of(
+        session, ScriptedLegs([], ["Sales of bicycles doubled [1]."]), settings, "Summarise the upload", mode="llm"
+    )
     assert turn.citations[0].passage.source == "report.txt"
 
 
 async def test_the_turn_carries_the_contract(session: Session, settings: Settings) -> None:
     legs = ScriptedLegs(["Zebras drink at the Mara river since 1974."], [GOOD])
     turn = (await turn_of(session, legs, settings)).to_dict()
-    assert {"question", "query", "mode", "answer", "model", "escalated", "verdict", "drafts", "hits", "citations", "trace"} <= set(turn)
+    assert {
+        "question",
+        "query",
+        "mode",
+        "answer",
+        "model",
+        "escalated",
+        "verdict",
+        "drafts",
+        "hits",
+        "citations",
+        "trace",
+    } <= set(turn)
     assert set(turn["verdict"]) == {"score", "threshold", "accepted", "reason", "signals"}
     assert set(turn["drafts"][0]) == {"leg", "model", "text", "usage", "finish_reason"}
     assert set(turn["hits"][0]) == {"source", "page", "heading", "start", "end", "score", "text"}

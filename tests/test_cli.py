@@ -23,14 +23,26 @@ def smallfirst(*arguments: str, **environment: str) -> "subprocess.CompletedProc
 def test_ask_with_json_ends_with_the_turn(small_weights: Path, tmp_path: Path) -> None:
     (tmp_path / "manual.md").write_text("The frobnicator must be oiled every 17 days.")
     done = smallfirst(
-        "ask", "How often must the frobnicator be oiled?", "--attach", str(tmp_path / "manual.md"), "--mode", "slm", "--json"
+        "ask",
+        "How often must the frobnicator be oiled?",
+        "--attach",
+        str(tmp_path / "manual.md"),
+        "--mode",
+        "slm",
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     turn = json.loads(done.stdout.splitlines()[-1])
     assert turn["mode"] == "slm"
     assert turn["citations"][0]["source"] == "manual.md"
     assert "17" in turn["answer"]
-    assert {span["name"] for span in turn["trace"]["spans"]} >= {"retrieve", "prompt", "request", "first_token", "completion"}
+    assert {span["name"] for span in turn["trace"]["spans"]} >= {
+        "retrieve",
+        "prompt",
+        "request",
+        "first_token",
+        "completion",
+    }
 
 
 def test_ask_prints_the_answer_its_sources_and_where_the_time_went(small_weights: Path) -> None:

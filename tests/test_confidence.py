@@ -74,7 +74,9 @@ def test_refusals_are_known_in_the_forms_that_small_models_write(text: str) -> N
     assert is_refusal(text)
 
 
-@pytest.mark.parametrize("text", ["Zebras do not know fear.", "The river is not mentioned to flood.", "It contains no salt."])
+@pytest.mark.parametrize(
+    "text", ["Zebras do not know fear.", "The river is not mentioned to flood.", "It contains no salt."]
+)
 def test_answers_are_not_taken_for_refusals(text: str) -> None:
     assert not is_refusal(text)
 

@@ -41,7 +41,10 @@ def test_headings_make_a_path_and_code_fences_none() -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "big5", "cp1251"])
 def test_encodings_are_detected(encoding: str) -> None:
-    text = {"big5": "小模型優先回答問題，大模型再補充說明。" * 5, "cp1251": "Малая модель отвечает первой, большая потом. " * 5}
+    text = {
+        "big5": "小模型優先回答問題，大模型再補充說明。" * 5,
+        "cp1251": "Малая модель отвечает первой, большая потом. " * 5,
+    }
     expected = text.get(encoding, "Grüße aus Köln – naïve Fragen.\n")
     assert read(expected.encode(encoding), "a.txt").text.strip() == expected.strip()
 

@@ -1,7 +1,7 @@
 """BM25 over passages."""
 
-from rag.corpus.documents import Passage
 from rag.corpus.analysis import terms
+from rag.corpus.documents import Passage
 from rag.corpus.index import BM25Index
 from rag.corpus.library import Library
 

@@ -30,7 +30,8 @@ async def test_smollm2_answers_a_question_from_a_real_document(library: Library,
     try:
         question = "What is the default confidence threshold of Small First?"
         events = [
-            event async for event in cascade.answer(question, session=Session(library), legs=legs, settings=real, mode="slm")
+            event
+            async for event in cascade.answer(question, session=Session(library), legs=legs, settings=real, mode="slm")
         ]
         last = events[-1]
         assert isinstance(last, cascade.Answered), last
@@ -114,7 +115,11 @@ def test_names_that_lead_nowhere_say_what_to_do() -> None:
 
 async def test_weights_that_cannot_be_had_fail_the_leg_and_not_the_program(tmp_path: Path) -> None:
     settings = Settings(  # type: ignore[call-arg]
-        _env_file=None, cache_dir=tmp_path, weights_source="hub", hub_url="http://127.0.0.1:9", slm_base_url="http://127.0.0.1:9/v1"
+        _env_file=None,
+        cache_dir=tmp_path,
+        weights_source="hub",
+        hub_url="http://127.0.0.1:9",
+        slm_base_url="http://127.0.0.1:9/v1",
     )
     legs = Legs(settings)
     try:

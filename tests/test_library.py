@@ -20,7 +20,10 @@ def test_a_bad_file_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / ".hidden.md").write_text("secret")
     (tmp_path / "notes.docx").write_bytes(b"ignored")
     library = Library(tmp_path, passage_chars=700)
-    assert [(report.source, report.error is None) for report in library.reports] == [("bad.pdf", False), ("good.md", True)]
+    assert [(report.source, report.error is None) for report in library.reports] == [
+        ("bad.pdf", False),
+        ("good.md", True),
+    ]
     assert library.files == 1
     assert "not read" in library.reports[0].line
 
@@ -39,7 +42,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
 async def test_an_upload_joins_its_own_session_only_and_at_once(library: Library) -> None:
     mine, theirs = Attachments(library), Attachments(library)
     before = len(library.index)
-    mine.add("The frobnicator hums at 440 hertz.".encode(), "manual.txt")
+    mine.add(b"The frobnicator hums at 440 hertz.", "manual.txt")
     assert [hit.passage.source for hit in await mine.index.search("frobnicator", 3)] == ["manual.txt"]
     assert await theirs.index.search("frobnicator", 3) == []
     assert await library.index.search("frobnicator", 3) == []

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import httpx2
 import openai
@@ -232,18 +232,21 @@ class Backend:
     async def _open(
         self, messages: list[Message], max_tokens: int, on_sent: Callable[[], None]
     ) -> "openai.AsyncStream[ChatCompletionChunk]":
-        options: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self._ask_logprobs else {}
+        wanted: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if self._ask_logprobs:
+            wanted |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         reset = _on_sent.set(on_sent)
         try:
             async with asyncio.timeout(self._limits.first_token_s):
-                return await self._client.chat.completions.create(
-                    model=self.model,
-                    messages=messages,  # type: ignore[arg-type]
-                    max_tokens=max_tokens,
-                    temperature=0,
-                    stream=True,
-                    stream_options={"include_usage": True},
-                    **options,
+                return cast(
+                    "openai.AsyncStream[ChatCompletionChunk]", await self._client.chat.completions.create(**wanted)
                 )
         except openai.BadRequestError as error:
             if not (self._ask_logprobs and "logprob" in str(error).lower()):

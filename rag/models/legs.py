@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -112,15 +112,14 @@ class Leg:
 
     async def backend(self) -> ChatBackend:
         """The backend, started if need be; waits until it can answer. Raises ModelError with the reason if it cannot."""
-        if self._state.phase == "failed":
+        if reason := self._failure():
             # Tried again behind this turn's back: the next one may find it.
-            reason = self._state.detail
             self.start()
             raise ModelUnreachable(reason)
         if self._backend is None:
             await asyncio.shield(self.start())
-        if self._state.phase == "failed":
-            raise ModelUnreachable(self._state.detail)
+            if reason := self._failure():
+                raise ModelUnreachable(reason)
         if self._server is not None:
             # After a crash the server comes back on another port.
             await self._server.wait_ready()
@@ -130,7 +129,7 @@ class Leg:
         assert self._backend is not None, "a leg that started has a backend"
         return self._backend
 
-    async def changes(self) -> AsyncIterator[State]:
+    async def changes(self) -> AsyncGenerator[State, None]:
         """The state now, and each later one."""
         while True:
             changed = self._changed
@@ -156,6 +155,9 @@ class Leg:
             "total_bytes": state.total_bytes,
             "detail": state.detail,
         }
+
+    def _failure(self) -> str | None:
+        return self._state.detail if self._state.phase == "failed" else None
 
     async def _drop_backend(self) -> None:
         if self._backend is not None:

@@ -126,7 +126,9 @@ async def _texts(turn: AsyncGenerator[cascade.Event, None], mode: Mode) -> Async
                     raise error
                 case cascade.Answered(turn=answered):
                     # What was streamed stands, but for source marks that were added or removed at the end.
-                    rest = answered.answer.removeprefix(sent.strip()) if answered.answer.startswith(sent.strip()) else ""
+                    rest = (
+                        answered.answer.removeprefix(sent.strip()) if answered.answer.startswith(sent.strip()) else ""
+                    )
                     if rest:
                         yield rest
                     yield answered

@@ -36,7 +36,7 @@ def serve(host: str, port: int, *, open_browser: bool) -> None:
     config.run.headless = not open_browser
     config.run.module_name = str(app_home() / "app.py")
     load_module(config.run.module_name)
-    ensure_jwt_secret()
+    ensure_jwt_secret()  # type: ignore[no-untyped-call]
     init_markdown(config.root)
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="error", timeout_graceful_shutdown=3))
     asyncio.run(server.serve())

@@ -25,7 +25,8 @@ from rag.turn.session import Exchange, Session
 
 # A question about a document as a whole shares no words with it.
 _ABOUT_DOCUMENT = re.compile(
-    r"\b(summar\w+|overview|gist|(?:this|the|that|my|attached|uploaded) (?:\w+ )?(?:file|document|text|paper|pdf|upload|attachment)"
+    r"\b(summar\w+|overview|gist"
+    r"|(?:this|the|that|my|attached|uploaded) (?:\w+ )?(?:file|document|text|paper|pdf|upload|attachment)"
     r"|(?:what(?:'s| is| are) (?:this|that|it|these) about))\b|總結|摘要|這(?:份|個)?(?:文件|檔案)",
     re.IGNORECASE,
 )
@@ -192,15 +193,14 @@ class _Work:
         yield Retrieved(self.query, self.hits)
         if silent:
             reason = f"the documents cover {covered:.0%} of the question's words"
-            verdict = Verdict(0.0, self.settings.min_coverage, False, reason)
-            yield self._finish(None, verdict, escalated=False)
+            silence = Verdict(0.0, self.settings.min_coverage, False, reason)
+            yield self._finish(None, silence, escalated=False)
             return
 
         # 3. The chosen model, or the small one first; whoever cannot answer is stood in for, and that is said.
         first = self.legs.llm if self.mode == "llm" else self.legs.slm
         second = self.legs.slm if first is self.legs.llm else self.legs.llm
-        draft = None
-        verdict = None
+        verdict: Verdict | None = None
         try:
             async with aclosing(self._ask(first, "escalate" if first is self.legs.llm else "draft")) as events:
                 async for event in events:

@@ -169,9 +169,7 @@ def is_refusal(text: str) -> bool:
     return len(text) < 400 and _REFUSAL.search(text) is not None
 
 
-def measure(
-    draft: Draft, question: str, query: str, hits: Sequence[Hit], evidence: Sequence[Hit], idf: Idf
-) -> Signals:
+def measure(draft: Draft, question: str, query: str, hits: Sequence[Hit], evidence: Sequence[Hit], idf: Idf) -> Signals:
     """All signals of one draft; see `judge`."""
     text = _MARKER.sub("", draft.text).strip()
     held = {term for hit in evidence for term in hit.passage.terms}
@@ -279,7 +277,8 @@ def _absent_fact(text: str, question: str, hits: Sequence[Hit]) -> str | None:
     known = " ".join([question, *(f"{' '.join(h.passage.heading)} {h.passage.source} {h.passage.text}" for h in hits)])
     known_terms = set(terms(known))
     known_numbers = {number.replace(",", "") for number in _NUMBER.findall(known)}
-    for number in _NUMBER.findall(text):
+    for match in _NUMBER.finditer(text):
+        number = match.group()
         if number.replace(",", "") not in known_numbers:
             return number
     for word, start, _ in words(text):

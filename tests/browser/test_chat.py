@@ -32,9 +32,13 @@ def test_a_real_question_streams_cites_and_shows_where_the_time_went(browser: Br
             (bar.get_attribute("data-span"), bar.get_attribute("data-leg"))
             for bar in body.get_by_test_id("receipt-bar").all()
         }
-        assert {("retrieve", None), ("prompt", "slm"), ("request", "slm"), ("first_token", "slm"), ("completion", "slm")} <= {
-            (span, leg or None) for span, leg in drawn
-        }
+        assert {
+            ("retrieve", None),
+            ("prompt", "slm"),
+            ("request", "slm"),
+            ("first_token", "slm"),
+            ("completion", "slm"),
+        } <= {(span, leg or None) for span, leg in drawn}
         assert "smollm2-135m" in {draft["model"] for draft in turn["drafts"]}
         assert turn["where"] == "on this machine"
 
@@ -48,7 +52,9 @@ def test_tokens_are_coalesced(browser: Browser, real_url: str) -> None:
         assert 0 < len(frames) <= tokens + phases
 
 
-def test_an_upload_is_asked_about_in_the_next_message_and_stays(browser: Browser, real_url: str, tmp_path: Path) -> None:
+def test_an_upload_is_asked_about_in_the_next_message_and_stays(
+    browser: Browser, real_url: str, tmp_path: Path
+) -> None:
     manual = tmp_path / "frobnicator manual.md"
     manual.write_text("# Frobnicator\n\nThe frobnicator must be oiled every 17 days with whale-free oil.\n")
     notes = tmp_path / "zeppelin.txt"

@@ -27,7 +27,9 @@ def test_a_rejected_draft_is_replaced_and_kept_in_the_receipt(
         expect(rejected).to_contain_text("999 MB")
 
 
-def test_stop_ends_the_answer_and_the_models_work(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
+def test_stop_ends_the_answer_and_the_models_work(
+    browser: Browser, scripted_url: str, scripted: ScriptedServer
+) -> None:
     scripted.script = lambda model, _: None
     scripted.reset()
     with tab(browser, scripted_url) as chat:

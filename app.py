@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import chainlit as cl
+from chainlit.config import config
 from chainlit.input_widget import RadioGroup
 from chainlit.server import app as web_app
 from chainlit.server import sio
@@ -69,9 +70,10 @@ async def start() -> None:
     for report in library.reports:
         if report.error is not None:
             terminal.notices.print(report.line, markup=False)
-    terminal.notices.print(
-        f"{library.files} documents, {len(library.index):,} passages in {library.folder}", markup=False
-    )
+    size = f"{library.files} documents, {len(library.index):,} passages"
+    terminal.notices.print(f"{size} in {library.folder}", markup=False)
+    host = f"[{config.run.host}]" if ":" in config.run.host else config.run.host
+    terminal.notices.print(f"Chat at http://{host}:{config.run.port} (Ctrl-C ends it)", markup=False)
 
     async def show() -> None:
         await terminal.show_starting(legs.slm)
@@ -212,7 +214,7 @@ class Bubble:
     async def say(self, phase: str) -> None:
         """Show what is being done, until there is text."""
         if not self.text:
-            await self._message.stream_token(f"*{phase} …*", is_sequence=True)
+            await self._message.stream_token(f"{phase} …", is_sequence=True)
 
     def add(self, text: str) -> None:
         self.text += text

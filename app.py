@@ -33,6 +33,9 @@ library = Library(settings.docs, passage_chars=settings.passage_chars)
 legs = Legs(settings)
 background: set[asyncio.Task[Any]] = set()
 
+# The page's own limit, so that a file too large is refused before it is sent.
+if uploads := config.features.spontaneous_file_upload:
+    uploads.max_size_mb = settings.upload_mb
 harden(
     web_app,
     sio,

@@ -30,6 +30,10 @@ ROOT = str(Path(__file__).resolve().parents[1])
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL and SIGSTOP")
 
 
+def key_of(server: EmbeddedServer) -> dict[str, str]:
+    return {"Authorization": f"Bearer {server.api_key}"}
+
+
 @pytest.fixture(scope="session")
 def model() -> Path:
     weights = find("smollm2-135m")
@@ -54,7 +58,7 @@ async def server(model: Path) -> AsyncIterator[EmbeddedServer]:
 async def complete(server: EmbeddedServer, prompt: str, **options: object) -> dict[str, Any]:
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 4, "temperature": 0, **options}
     async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client:
-        response = await client.post(f"{server.base_url}/chat/completions", json=body)
+        response = await client.post(f"{server.base_url}/chat/completions", json=body, headers=key_of(server))
         response.raise_for_status()
         answer: dict[str, Any] = response.json()
         return answer
@@ -275,7 +279,9 @@ async def test_closed_stream_frees_the_server_for_the_next(server: EmbeddedServe
     endless = {"messages": [{"role": "user", "content": "Tell a story."}], "stream": True, "ignore_eos": True}
     async with (
         httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False) as client,
-        client.stream("POST", f"{server.base_url}/chat/completions", json={**endless, "max_tokens": 1900}) as stream,
+        client.stream(
+            "POST", f"{server.base_url}/chat/completions", json={**endless, "max_tokens": 1900}, headers=key_of(server)
+        ) as stream,
     ):
         lines = stream.aiter_lines()
         async for line in lines:
@@ -316,7 +322,9 @@ async def test_memory_stays_capped_over_different_prompts(server: EmbeddedServer
 
 async def test_pages_from_the_web_may_not_read_answers(server: EmbeddedServer) -> None:
     async with httpx2.AsyncClient(trust_env=False) as client:
-        response = await client.get(f"{server.base_url}/models", headers={"Origin": "https://elsewhere.example"})
+        response = await client.get(
+            f"{server.base_url}/models", headers={"Origin": "https://elsewhere.example", **key_of(server)}
+        )
     assert response.headers["Access-Control-Allow-Origin"] == "http://127.0.0.1"
     assert response.json()["data"][0]["id"] == "small"
 
@@ -423,3 +431,13 @@ async def test_error_in_one_waiters_callback_is_that_waiters_alone() -> None:
     with pytest.raises(ValueError, match="the door has gone"):
         await failing
     assert done == ["a", "b", "c"]
+
+
+async def test_a_request_without_the_key_is_refused(server: EmbeddedServer) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        bare = await client.post(f"{server.base_url}/chat/completions", json=body)
+        wrong = await client.post(
+            f"{server.base_url}/chat/completions", json=body, headers={"Authorization": "Bearer x"}
+        )
+    assert (bare.status_code, wrong.status_code) == (401, 401)

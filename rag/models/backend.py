@@ -161,6 +161,11 @@ class Backend:
             ),
         )
 
+    async def connect(self) -> None:
+        """Open the connection, and load what the client loads late: the first question need not. Raises ModelError."""
+        with self._translated():
+            await self._client.models.list()
+
     async def close(self) -> None:
         await self._client.close()
 

@@ -166,13 +166,14 @@ class Leg:
 
     def _make_backend(self, base_url: str) -> Backend:
         settings = self._settings
-        key = getattr(settings, f"{self.name}_api_key")
+        secret = getattr(settings, f"{self.name}_api_key")
+        key = self._server.api_key if self._server else secret.get_secret_value() if secret else None
         local = self._server is not None
         return Backend(
             self.name,
             self.model,
             base_url,
-            api_key=key.get_secret_value() if key else None,
+            api_key=key,
             where=HERE if local else None,
             cores=self._cores if local else None,
             context_tokens=settings.context_tokens if local else None,
@@ -197,6 +198,7 @@ class Leg:
             async with self._cores.claim():
                 await self._server.start()
             self._backend = self._make_backend(self._server.base_url)
+            await self._backend.connect()
             self._set(State("ready"))
         except RagError as error:
             self._set(State("failed", detail=str(error)))

@@ -19,6 +19,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -49,6 +50,7 @@ BATCH_TOKENS = 256
 # milliseconds, which is fatal when another process has the core: two models at once fell from 110 tokens/s to under 1.
 # With this count each gets its fair half (34 tokens/s decoding, 240 of 460 reading), and a model alone loses nothing.
 GOMP_SPINCOUNT = "1000"
+KEY_VARIABLE = "SMALLFIRST_MODEL_SERVER_KEY"
 
 
 class EmbeddedServer:
@@ -63,6 +65,8 @@ class EmbeddedServer:
         self.context_tokens = context_tokens
         self.threads = threads
         self.prompt_cache_mb = prompt_cache_mb
+        self.api_key = secrets.token_urlsafe()
+        """Whoever asks the server must know it: a page from the web can send requests to this machine, too."""
         self.ready = asyncio.Event()
         """Set while the server answers."""
         self.restarts = 0
@@ -156,7 +160,8 @@ class EmbeddedServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_child_environment(),
+            # Not an argument: those can be read by everybody on the machine.
+            env={**_child_environment(), KEY_VARIABLE: self.api_key},
             # A group of its own: Ctrl-C in the terminal is the parent's to answer, and may only mean the turn.
             start_new_session=os.name == "posix",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -424,6 +429,7 @@ def serve(name: str, model: Path, context_tokens: int, threads: int, prompt_cach
     # Pages from the web must not read this server's answers; our own programs send no Origin.
     params.cors_origins = "http://127.0.0.1"
     params.cors_credentials = False
+    params.api_keys = [os.environ[KEY_VARIABLE]]
     params.verbosity = 2  # warnings and errors
 
     try:

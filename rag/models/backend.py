@@ -218,7 +218,7 @@ class Backend:
                                 for entry in choice.logprobs.content or ()
                                 if math.isfinite(entry.logprob)
                             )
-                        if choice.delta is not None and choice.delta.content:
+                        if choice.delta is not None and isinstance(choice.delta.content, str) and choice.delta.content:
                             if completion is None:
                                 trace.close(first)
                                 completion = trace.open("completion", self.leg)

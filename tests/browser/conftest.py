@@ -1,15 +1,8 @@
 """A real Chromium before the real product, started as a user starts it."""
 
-import http.server
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,40 +11,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from ..product import ScriptedServer, chat, free_port
 from ..run import find_browser
 
-ROOT = Path(__file__).parent.parent.parent
-READY_LIMIT_S = 90
 # A loaded machine is slow; what is awaited comes, or the test fails.
 expect.set_options(timeout=60_000)
-
-
-@contextmanager
-def chat(port: int, log: Path, **environment: str) -> Iterator[str]:
-    """`smallfirst chat` in a process of its own; yields its address once the small model can answer."""
-    url = f"http://127.0.0.1:{port}"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rag.cli", "chat", "--no-open", "--port", str(port)],
-            cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + READY_LIMIT_S
-            while True:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                try:
-                    with urllib.request.urlopen(f"{url}/status", timeout=2) as answer:
-                        status = json.load(answer)
-                    if all(status[leg]["state"] in ("ready", "remote") for leg in ("slm", "llm")):
-                        break
-                except OSError:
-                    pass
-                time.sleep(0.1)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 @pytest.fixture(scope="session")
@@ -147,73 +111,6 @@ def tab(browser: Browser, url: str) -> Iterator[Chat]:
     finally:
         context.close()
     assert foreign == [], "the page asked somebody else"
-
-
-class ScriptedServer:
-    """An OpenAI-compatible server that writes what a test tells it to: plumbing, never quality.
-
-    `script` gives the words for a model and a question; None means to write without end.
-    """
-
-    def __init__(self) -> None:
-        self.script: Callable[[str, str], str | None] = lambda model, question: "Nothing was scripted."
-        self.hung_up = threading.Event()
-        self.asked = threading.Event()
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = server.script(body["model"], body["messages"][-1]["content"])
-                server.asked.set()
-                self.close_connection = True
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
-                self.send_header("Connection", "close")
-                self.end_headers()
-                try:
-                    if text is None:
-                        while True:
-                            self._chunk({"content": "on and "})
-                            time.sleep(0.02)
-                    for word in text.split(" "):
-                        self._chunk({"content": f"{word} "})
-                    self._chunk({}, "stop")
-                    self.wfile.write(b"data: [DONE]\n\n")
-                except OSError:
-                    server.hung_up.set()
-
-            def _chunk(self, delta: dict[str, str], finish: str | None = None) -> None:
-                choice = {"index": 0, "delta": delta, "finish_reason": finish}
-                body = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
-                self.wfile.write(b"data: " + json.dumps(body).encode() + b"\n\n")
-                self.wfile.flush()
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def reset(self) -> None:
-        self.hung_up.clear()
-        self.asked.clear()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

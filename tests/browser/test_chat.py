@@ -43,15 +43,6 @@ def test_a_real_question_streams_cites_and_shows_where_the_time_went(browser: Br
         assert turn["where"] == "on this machine"
 
 
-def test_tokens_are_coalesced(browser: Browser, real_url: str) -> None:
-    with tab(browser, real_url) as chat:
-        turn = chat.ask("What does the name ONNX stand for?")
-        frames = [event for event in chat.events if event[0] == "stream_token"]
-        tokens = sum(draft["usage"]["output_tokens"] for draft in turn["drafts"])
-        phases = 12  # searching, reading, checking, escalating
-        assert 0 < len(frames) <= tokens + phases
-
-
 def test_an_upload_is_asked_about_in_the_next_message_and_stays(
     browser: Browser, real_url: str, tmp_path: Path
 ) -> None:

@@ -2,7 +2,8 @@
 
 from playwright.sync_api import Browser, expect
 
-from .conftest import ScriptedServer, tab
+from ..product import ScriptedServer
+from .conftest import tab
 
 QUESTION = "What is the largest file that I can drop into a chat?"
 GOOD = "The largest file is 10 MB."
@@ -25,6 +26,18 @@ def test_a_rejected_draft_is_replaced_and_kept_in_the_receipt(
         rejected = chat.page.get_by_test_id("receipt-rejected")
         rejected.locator("summary").click()
         expect(rejected).to_contain_text("999 MB")
+
+
+def test_a_long_fast_answer_is_sent_in_batches(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
+    words = " ".join(f"word{number}" for number in range(3000))
+    scripted.script = lambda model, _: words
+    with tab(browser, scripted_url) as chat:
+        chat.switch("SLM")
+        turn = chat.ask(QUESTION)
+        assert len(turn["drafts"][0]["text"].split()) == 3000
+        frames = [event for event in chat.events if event[0] == "stream_token"]
+        assert 2 < len(frames) < 300
+        expect(chat.page.get_by_role("article").filter(has_text="word2999")).to_be_visible()
 
 
 def test_stop_ends_the_answer_and_the_models_work(

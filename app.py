@@ -122,7 +122,7 @@ async def answer(message: cl.Message) -> None:
     try:
         await run_turn(message, bubble)
     except asyncio.CancelledError:
-        await bubble.finish(f"{bubble.text}\n\n*Stopped.*".strip())
+        await bubble.stop()
         raise
     except RagError as error:
         await bubble.fail(str(error))
@@ -138,6 +138,10 @@ async def answer(message: cl.Message) -> None:
 
 @cl.on_stop
 async def stop_turn() -> None:
+    # Chainlit has said so in a message of its own, in English, before this; the answer itself says it in its place.
+    for message in cl.chat_context.get()[-1:]:
+        if message.content == "Task manually stopped.":
+            await message.remove()
     task = cl.user_session.get("task")
     if task is not None and task is not cl.context.session.current_task:
         task.cancel()
@@ -236,6 +240,12 @@ class Bubble:
         self._message.metadata = turn.to_dict()
         self._message.elements = [cl.CustomElement(name="Receipt", props=turn.to_dict(), display="inline")]
         await self.finish("\n\n".join(part for part in (turn.answer, sources, notes) if part))
+
+    async def stop(self) -> None:
+        """What was written stays, with the time that it took."""
+        props = {"stopped": True, "trace": self.trace.to_dict()}
+        self._message.elements = [cl.CustomElement(name="Receipt", props=props, display="inline")]
+        await self.finish(f"{self.text}\n\n*Stopped.*".strip())
 
     async def fail(self, text: str) -> None:
         self._message.is_error = True

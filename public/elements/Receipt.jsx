@@ -57,11 +57,11 @@ function summary(turn) {
   const verdict = turn.verdict || null
   const reason = verdict && verdict.reason
   const lastDraft = list(turn.drafts).at(-1) || {}
-  const parts = [turn.model || lastDraft.model || 'no model answered']
+  const parts = [turn.model || lastDraft.model || (turn.stopped ? 'stopped' : 'no model answered')]
   if (turn.escalated) parts.push(reason ? `escalated: ${reason}` : 'escalated')
   if (isNumber(trace.ttft_ms)) parts.push(`first token ${time(trace.ttft_ms)}`)
   if (isNumber(trace.total_ms) && trace.total_ms > 0) parts.push(`total ${time(trace.total_ms)}`)
-  if (!turn.escalated && verdict && isNumber(verdict.score)) parts.push(`confidence ${figure(verdict.score)}`)
+  if (!turn.escalated && turn.model && verdict && isNumber(verdict.score)) parts.push(`confidence ${figure(verdict.score)}`)
   if (list(trace.spans).some((span) => !isNumber(span.duration_ms))) parts.push('stopped')
   return parts.join(' · ')
 }

@@ -52,6 +52,10 @@ def test_stop_ends_the_answer_and_the_models_work(
         assert scripted.hung_up.wait(HANG_UP_LIMIT_S), "the model went on"
         expect(chat.page.get_by_text("Stopped.", exact=True)).to_be_visible()
         expect(chat.page.locator("#stop-button")).to_have_count(0)
+        expect(chat.page.get_by_text("Task manually stopped.")).to_have_count(0)
+        chat.page.get_by_test_id("receipt-toggle").click()
+        bars = chat.page.get_by_test_id("receipt-body").get_by_test_id("receipt-bar")
+        assert "first_token" in {bar.get_attribute("data-span") for bar in bars.all()}
         scripted.script = lambda model, _: GOOD
         assert GOOD.rstrip(".") in chat.ask(QUESTION)["answer"], "the conversation goes on after a stop"
 

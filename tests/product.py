@@ -19,8 +19,8 @@ READY_LIMIT_S = 90
 
 
 @contextmanager
-def chat(port: int, log: Path, **environment: str) -> Iterator[str]:
-    """`smallfirst chat` in a process of its own; yields its address once the small model can answer."""
+def chat(port: int, log: Path, *, ready: bool = True, **environment: str) -> Iterator[str]:
+    """`smallfirst chat` in a process of its own; yields its address once it listens and, if `ready`, can answer."""
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -35,7 +35,7 @@ def chat(port: int, log: Path, **environment: str) -> Iterator[str]:
                 try:
                     with urllib.request.urlopen(f"{url}/status", timeout=2) as answer:
                         status = json.load(answer)
-                    if all(status[leg]["state"] in ("ready", "remote") for leg in ("slm", "llm")):
+                    if not ready or all(status[leg]["state"] in ("ready", "remote") for leg in ("slm", "llm")):
                         break
                 except OSError:
                     pass

@@ -1,5 +1,6 @@
 """Bytes to passages: positions, headings, pages, and files that are not what they say."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pypdfium2 as pdfium
@@ -89,6 +90,14 @@ def test_blank_pages_are_told(tmp_path: Path) -> None:
     pdf.new_page(200, 200)
     pdf.save(tmp_path / "part.pdf")
     assert read((tmp_path / "part.pdf").read_bytes(), "part.pdf").blank_pages == (pages + 1,)
+
+
+def test_many_threads_read_pdfs_at_once() -> None:
+    # PDFium crashes the process if two threads are inside it; uploads of several sessions are read in threads.
+    data = (CORPUS / "latency.pdf").read_bytes()
+    with ThreadPoolExecutor(8) as pool:
+        texts = set(pool.map(lambda number: read(data, "latency.pdf").text, range(64)))
+    assert len(texts) == 1
 
 
 def test_a_pdf_is_known_by_its_bytes_not_its_name() -> None:

@@ -6,6 +6,7 @@ sessions or indexes. A file that cannot be read raises a `DocumentError` whose t
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -193,7 +194,16 @@ def _decode(data: bytes, source: str) -> str:
     return str(best)
 
 
+# PDFium keeps global state: two threads inside it at once crash the process.
+_PDFIUM = threading.Lock()
+
+
 def _pdf_pages(data: bytes, source: str) -> list[str]:
+    with _PDFIUM:
+        return _read_pdf(data, source)
+
+
+def _read_pdf(data: bytes, source: str) -> list[str]:
     try:
         pdf = pdfium.PdfDocument(data)
     except pdfium.PdfiumError as error:

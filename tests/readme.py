@@ -67,7 +67,7 @@ def bench() -> None:
     )
     machine = report["machine"]
     cog.outl(
-        f"\n{report['starts']} starts, {report['rounds']} pairs of requests, model {report['model']}; bare first token"
+        f"\n{report['starts']} starts, {report['rounds']} pairs of requests, model {report['model']}, asked as `smallfirst-slm`; bare first token"
         f" {report['metrics']['bare_first_token_ms']:.1f} ms (the prompt is in the server's cache, so that only our share"
         f" differs), of ours {report['metrics']['turn_before_request_ms']:.1f} ms is the turn's work before the request is"
         f" sent. {machine['system']}, {machine['cores']} cores, Python {machine['python']}."

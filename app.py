@@ -21,7 +21,7 @@ from rag.errors import DocumentError, RagError
 from rag.models.legs import Legs
 from rag.serve import api, status
 from rag.serve.hardening import harden
-from rag.settings import MODES, Settings
+from rag.settings import MODES, Settings, app_home
 from rag.trace import Trace
 from rag.turn import cascade
 from rag.turn.session import Session
@@ -93,6 +93,8 @@ async def stop() -> None:
 
 @cl.set_starters
 async def starters() -> list[cl.Starter]:
+    if settings.docs.resolve() != (app_home() / "docs_corpus").resolve():
+        return []  # they ask about the documents that are shipped
     return [cl.Starter(label=label, message=question) for label, question in STARTERS.items()]
 
 

@@ -71,6 +71,8 @@ def test_it_chats_over_a_folder_of_ones_own(wheel: Path, small_weights: Path, tm
             except httpx2.TransportError:
                 time.sleep(0.1)
         assert status["documents"] == {"files": 1, "passages": 1}
+        page = httpx2.get(f"http://127.0.0.1:{port}/project/settings?language=en-US", trust_env=False).json()
+        assert page["starters"] == [], "the shipped questions are about the shipped documents"
         for path, says in {"/": "Small First", "/public/status.js": "model-status"}.items():
             assert says in httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False).text
     finally:

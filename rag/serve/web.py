@@ -4,6 +4,7 @@ Knows Chainlit's start-up and nothing of turns. What the chat does is app.py's.
 """
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -31,6 +32,8 @@ def serve(host: str, port: int, *, open_browser: bool) -> None:
     from chainlit.markdown import init_markdown
     from chainlit.server import app
 
+    # It warns at every visit that there is no welcome text in the visitor's language.
+    logging.getLogger("chainlit").setLevel(logging.ERROR)
     config.run.host = host
     config.run.port = port
     config.run.headless = not open_browser

@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
 READY_LIMIT_S = 90
@@ -109,3 +110,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def client_message(text: str, files: Iterable[str] = ()) -> dict[str, Any]:
+    """What the page sends over its socket when a person does: the text, and the ids of uploaded files."""
+    message = {
+        "id": str(uuid4()),
+        "name": "user",
+        "type": "user_message",
+        "output": text,
+        "createdAt": "2026-01-01T00:00:00Z",
+    }
+    return {"message": message, "fileReferences": [{"id": id} for id in files]}

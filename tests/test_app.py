@@ -13,7 +13,7 @@ import pytest
 import socketio
 
 from .conftest import until
-from .product import ROOT, ScriptedServer, chat, free_port
+from .product import ROOT, ScriptedServer, chat, client_message, free_port
 
 QUESTION = "What is the largest file that I can drop into a chat?"
 GRACE_S = 2.0
@@ -49,16 +49,7 @@ class Client:
         self.socket.on("chat_settings", self.settings.append)
 
     async def send(self, text: str, files: list[str] | None = None) -> None:
-        message = {
-            "id": str(uuid4()),
-            "name": "user",
-            "type": "user_message",
-            "output": text,
-            "createdAt": "2026-01-01T00:00:00Z",
-        }
-        await self.socket.emit(
-            "client_message", {"message": message, "fileReferences": [{"id": id} for id in files or []]}
-        )
+        await self.socket.emit("client_message", client_message(text, files or ()))
 
     def answers(self) -> list[dict[str, Any]]:
         return [step for step in self.steps if step["type"] == "assistant_message" and step["output"]]

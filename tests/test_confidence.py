@@ -51,10 +51,10 @@ def test_each_rule_rejects_with_its_reason(text: str, named: dict[str, Any], rea
     assert verdict.score < verdict.threshold
 
 
-@pytest.mark.parametrize("text", ["Mara river", "1,204", "1204 of them", "Anna Berg."])
+@pytest.mark.parametrize("text", ["Mara river", "1,204", "Anna Berg."])
 def test_a_short_answer_that_stands_word_for_word_is_not_too_short(text: str) -> None:
     verdict = verdict_on(text)
-    assert "too short" not in verdict.reason or text == "1204 of them"
+    assert "too short" not in verdict.reason
 
 
 def test_a_refusal_over_silent_passages_is_believed() -> None:

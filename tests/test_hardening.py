@@ -26,6 +26,8 @@ from socketio.exceptions import ConnectionError as Refused
 
 from rag.serve.hardening import Rules, bad_connection, is_uuid
 
+from .product import client_message
+
 ROOT = Path(__file__).resolve().parent.parent
 
 APP = """
@@ -131,14 +133,7 @@ async def connected(
 
 async def say(client: socketio.AsyncClient, text: str, files: list[str] | None = None) -> str:
     """Send a message as the page does, and wait for the answer to it."""
-    message = {
-        "id": str(uuid4()),
-        "name": "user",
-        "type": "user_message",
-        "output": text,
-        "createdAt": "2026-01-01T00:00:00Z",
-    }
-    await client.emit("client_message", {"message": message, "fileReferences": [{"id": name} for name in files or []]})
+    await client.emit("client_message", client_message(text, files or ()))
     while True:
         step = await asyncio.wait_for(client.answers.get(), 30)
         if step["type"] == "assistant_message":

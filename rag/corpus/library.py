@@ -75,10 +75,6 @@ class Attachments:
     def sources(self) -> list[str]:
         return list(self._documents)
 
-    @property
-    def reports(self) -> list[Ingest]:
-        return [report for report, _ in self._documents.values()]
-
     def opening(self, source: str) -> list[Passage]:
         """The passages of one upload in reading order."""
         return self._documents[source][1]

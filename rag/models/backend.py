@@ -23,6 +23,7 @@ from rag.trace import Trace
 
 Message = dict[str, str]
 TOP_LOGPROBS = 5
+HERE = "on this machine"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Backend:
     async def connect(self) -> None:
         """Open the connection, and load what the client loads late: the first question need not. Raises ModelError."""
         with self._translated():
-            await self._client.models.list()
+            async with asyncio.timeout(self._limits.stall_s):
+                await self._client.models.list()
 
     async def close(self) -> None:
         await self._client.close()
@@ -276,9 +278,7 @@ class Backend:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Every error of the client and its HTTP library becomes one of ours."""
-        who = (
-            f"{self.model} at {self.base_url}" if self.where != "on this machine" else f"{self.model} (on this machine)"
-        )
+        who = f"{self.model} ({HERE})" if self.where == HERE else f"{self.model} at {self.base_url}"
         try:
             yield
         except ModelError:
@@ -313,7 +313,7 @@ class Backend:
 
     @property
     def _mend(self) -> str:
-        if self.where == "on this machine":
+        if self.where == HERE:
             return "It is being started again; ask again in a moment."
         return f"Start that server, or set RAG_{self.leg.upper()}_BASE_URL."
 

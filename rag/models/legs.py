@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rag.errors import ModelUnreachable, RagError, UserError
 from rag.models import weights
-from rag.models.backend import Backend, ChatBackend, Limits
+from rag.models.backend import HERE, Backend, ChatBackend, Limits
 from rag.models.runtime import Cores, EmbeddedServer
 from rag.settings import Settings
 
@@ -25,7 +25,6 @@ log = logging.getLogger("smallfirst")
 LegName = Literal["slm", "llm"]
 Phase = Literal["absent", "fetching", "verifying", "loading", "ready", "failed", "remote"]
 SPOKEN: dict[str, str] = {"slm": "small model", "llm": "larger model"}
-HERE = "on this machine"
 
 
 @dataclass(frozen=True)
@@ -239,13 +238,10 @@ class Leg:
 class Legs:
     """Both legs, which share this machine's cores."""
 
-    def __init__(self, settings: Settings, make: Callable[[LegName, Settings, Cores], Leg] = Leg) -> None:
-        self.cores = Cores()
-        self.slm = make("slm", settings, self.cores)
-        self.llm = make("llm", settings, self.cores)
-
-    def __getitem__(self, name: LegName) -> Leg:
-        return self.slm if name == "slm" else self.llm
+    def __init__(self, settings: Settings) -> None:
+        cores = Cores()
+        self.slm = Leg("slm", settings, cores)
+        self.llm = Leg("llm", settings, cores)
 
     async def start(self, *, pull_llm: bool) -> None:
         """The small model first, so that the chat can answer; then the larger one, if it is here or to be fetched."""

@@ -185,7 +185,7 @@ class _Work:
         # 2. Find passages; where they leave most of the question open, no model is asked to invent.
         yield Phase("retrieve", f"Searching {len(self.index):,} passages")
         with self.trace.span("retrieve"):
-            self.hits = tuple(await self._search())
+            self.hits = tuple(await self.index.search(self.query, self.settings.top_k))
             covered = confidence.coverage(self.query, self.hits[: self.settings.llm_passages], self.index.idf)
             silent = not self.hits or covered < self.settings.min_coverage
             if silent and (opening := self._opening()):
@@ -202,7 +202,7 @@ class _Work:
         second = self.legs.slm if first is self.legs.llm else self.legs.llm
         verdict: Verdict | None = None
         try:
-            async with aclosing(self._ask(first, "escalate" if first is self.legs.llm else "draft")) as events:
+            async with aclosing(self._ask(first)) as events:
                 async for event in events:
                     yield event
             draft = self.drafts[-1]
@@ -213,7 +213,7 @@ class _Work:
             yield Escalating(f"the {SPOKEN[first.name]} did not answer")
             self.shown = ""
             try:
-                async with aclosing(self._ask(second, "escalate" if second is self.legs.llm else "draft")) as events:
+                async with aclosing(self._ask(second)) as events:
                     async for event in events:
                         yield event
             except ModelError as other:
@@ -245,7 +245,7 @@ class _Work:
             yield Escalating(verdict.reason)
             standing, self.shown = self.shown, ""
             try:
-                async with aclosing(self._ask(self.legs.llm, "escalate")) as events:
+                async with aclosing(self._ask(self.legs.llm)) as events:
                     async for event in events:
                         yield event
                 draft, escalated = self.drafts[-1], True
@@ -265,9 +265,6 @@ class _Work:
                 " Shorten it, or attach the text as a file."
             )
 
-    async def _search(self) -> Sequence[Hit]:
-        return await self.index.search(self.query, self.settings.top_k)
-
     def _opening(self) -> tuple[Hit, ...]:
         """The first passages of the newest upload, for a question about the document as a whole."""
         sources = self.session.attachments.sources
@@ -277,10 +274,11 @@ class _Work:
             Hit(passage, 0.0) for passage in self.session.attachments.opening(sources[-1])[: self.settings.top_k]
         )
 
-    async def _ask(self, leg: Leg, span: str) -> AsyncGenerator[Event, None]:
+    async def _ask(self, leg: Leg) -> AsyncGenerator[Event, None]:
         """One leg writes; its draft is added to `drafts`. A draft that broke off is not."""
-        with self.trace.span(span, leg.name):
-            if leg.name == "llm" and (reason := _not_here(leg)):
+        large = leg.name == "llm"
+        with self.trace.span("escalate" if large else "draft", leg.name):
+            if large and (reason := _not_here(leg)):
                 raise ModelError(reason)
             if not leg.state.usable:
                 with self.trace.span("load", leg.name):
@@ -292,7 +290,6 @@ class _Work:
                             yield Phase("load", f"Waiting for the {SPOKEN[leg.name]}: {state.words}")
             backend = await leg.backend()
             with self.trace.span("prompt", leg.name):
-                large = leg.name == "llm"
                 leaning = self.query != self.question
                 self.prompts[leg.name] = built = prompt.build(
                     self.question,

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -111,10 +112,8 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
     from rag.turn.session import Session
 
     settings = Settings.load(docs=arguments.docs, mode=arguments.mode)
-    library = Library(settings.docs, passage_chars=settings.passage_chars)
-    for report in library.reports:
-        if report.error is not None:
-            terminal.notices.print(report.line, markup=False)
+    library = Library(settings)
+    terminal.read(library)
     session = Session(library, settings.mode)
     for path in arguments.attach:
         try:
@@ -156,6 +155,8 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
                         terminal.print_turn(turn, streamed=streamed)
     finally:
         await legs.close()
+        session.attachments.close()
+        library.close()
 
 
 def _index(arguments: argparse.Namespace) -> None:
@@ -163,14 +164,29 @@ def _index(arguments: argparse.Namespace) -> None:
     from rag.corpus.library import Library
 
     settings = Settings.load(docs=arguments.docs)
-    library = Library(settings.docs, passage_chars=settings.passage_chars)
+    began = time.perf_counter()
+    library = Library(settings)
+    opened = set(terminal.read(library, tell_bad=False))
+    seconds = time.perf_counter() - began
     shown = terminal.notices if arguments.json else terminal.out
     for report in library.reports:
-        shown.print(report.line, markup=False)
-    shown.print(f"{library.files} files, {len(library.index):,} passages in {settings.docs}", markup=False)
+        kept = "" if report.source in opened else " (unchanged)"
+        shown.print(f"{report.line}{kept}", markup=False)
+    shown.print(
+        f"{library.files} files, {len(library.index):,} passages in {settings.docs}, ready after {seconds:.2f} s;"
+        f" searched by {library.engine.name}",
+        markup=False,
+    )
     if arguments.json:
-        reports = [report.to_dict() for report in library.reports]
-        print(json.dumps({"files": reports, "passages": len(library.index)}, ensure_ascii=False))
+        report_dicts = [report.to_dict() for report in library.reports]
+        totals = {
+            "opened": sorted(opened),
+            "passages": len(library.index),
+            "engine": library.engine.name,
+            "duration_ms": round(seconds * 1000, 1),
+        }
+        print(json.dumps({"files": report_dicts, **totals}, ensure_ascii=False))
+    library.close()
 
 
 def _search(arguments: argparse.Namespace) -> None:
@@ -178,7 +194,8 @@ def _search(arguments: argparse.Namespace) -> None:
     from rag.corpus.library import Library
 
     settings = Settings.load(docs=arguments.docs, top_k=arguments.top_k)
-    library = Library(settings.docs, passage_chars=settings.passage_chars)
+    library = Library(settings)
+    terminal.read(library)
     hits = asyncio.run(library.index.search(arguments.query, settings.top_k))
     if arguments.json:
         print(json.dumps({"query": arguments.query, "hits": [hit.to_dict() for hit in hits]}, ensure_ascii=False))

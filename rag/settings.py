@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = Field((), description="further names that this server answers to, behind a proxy")
     allowed_origins: tuple[str, ...] = Field((), description="further origins whose pages may open the chat")
 
+    read_timeout_s: float = Field(60, gt=0, description="longest time to read one document, seconds")
+    read_memory_mb: int = Field(2000, ge=200, description="most memory of the process that reads documents, MB")
+
     upload_mb: int = Field(10, ge=1, le=500, description="largest uploaded file, MB")
     session_uploads: int = Field(20, ge=1, le=500, description="most uploaded files in one conversation")
 

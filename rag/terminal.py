@@ -8,8 +8,17 @@ from contextlib import aclosing
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
+from rag.corpus.library import Library
 from rag.models import weights
 from rag.models.legs import SPOKEN, Leg
 from rag.settings import Settings
@@ -72,6 +81,24 @@ async def show_starting(leg: Leg) -> None:
         notices.print(f"The {SPOKEN[leg.name]} ({leg.model}) is not available: {state.detail}", markup=False)
     elif state.phase == "ready":
         notices.print(f"The {SPOKEN[leg.name]} ({leg.model}) is ready.", markup=False)
+
+
+def read(library: Library, *, tell_bad: bool = True) -> list[str]:
+    """Bring the library up to date behind a progress bar; then a line for each document that could not be read.
+
+    Returns the sources that were opened.
+    """
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=notices, transient=True, disable=not notices.is_terminal)
+    task = progress.add_task("Reading documents", total=None, visible=False)
+    with progress:
+        opened = library.update(
+            lambda p: progress.update(task, completed=p.done, total=p.total or None, visible=p.total > 0)
+        )
+    for report in library.reports if tell_bad else ():
+        if report.error is not None:
+            notices.print(report.line, markup=False)
+    return opened
 
 
 def pull(chosen: weights.Weights, settings: Settings) -> Path:

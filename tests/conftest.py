@@ -4,7 +4,7 @@ import asyncio
 import ipaddress
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,18 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def library() -> Library:
-    return Library(CORPUS, passage_chars=700)
+def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
+    """The shipped documents."""
+    library = open_library(CORPUS, tmp_path_factory.mktemp("cache"))
+    yield library
+    library.close()
+
+
+def open_library(docs: Path, cache_dir: Path, **more: Any) -> Library:
+    """A library that has read its folder."""
+    library = Library(Settings(_env_file=None, docs=docs, cache_dir=cache_dir, **more))  # type: ignore[call-arg]
+    library.update()
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -293,17 +293,18 @@ async def test_a_page_among_the_uploads_is_a_page_only_when_open(open_server: Se
         assert not {"content-disposition", "content-security-policy", "x-content-type-options"} & set(answer.headers)
 
     async with connected(hardened, auth(session_id)):
-        refused = await upload(hardened, session_id, "page.html", page, "text/html")
+        refused = await upload(hardened, session_id, "page.svg", page, "image/svg+xml")
         assert refused.status_code == 400
-        assert "page.html" in refused.json()["detail"]
+        assert "page.svg" in refused.json()["detail"]
         assert ".md" in refused.json()["detail"]
 
-        answer = await served(hardened, "page.md")
-        assert answer.content == page
-        assert answer.headers["content-type"].startswith("text/markdown")
-        assert answer.headers["content-disposition"] == "attachment"
-        assert "sandbox" in answer.headers["content-security-policy"]
-        assert answer.headers["x-content-type-options"] == "nosniff"
+        for name, kind in (("page.html", "text/plain"), ("page.md", "text/markdown"), ("page.js", "text/plain")):
+            answer = await served(hardened, name)
+            assert answer.content == page
+            assert answer.headers["content-type"].startswith(kind)
+            assert answer.headers["content-disposition"] == "attachment"
+            assert "sandbox" in answer.headers["content-security-policy"]
+            assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 async def test_a_file_that_is_too_large_is_refused_in_words(open_server: Server, hardened: Server) -> None:

@@ -212,7 +212,8 @@ def _model_server(process: psutil.Process) -> tuple[str, str]:
 async def _in_process(settings: Settings, server: str, key: str, rounds: int) -> tuple[list[Message], float]:
     """What the turn sends to the small model, and the median of the milliseconds that it works before it sends."""
     settings = settings.model_copy(update={"slm_base_url": server, "slm_api_key": SecretStr(key)})
-    library = Library(settings.docs, passage_chars=settings.passage_chars)
+    library = Library(settings)
+    library.update()
     legs = Legs(settings)
     own: list[float] = []
     messages: list[Message] = []

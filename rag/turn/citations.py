@@ -12,7 +12,7 @@ from typing import Any
 
 from rag.corpus.analysis import sentences, terms
 from rag.corpus.documents import Passage
-from rag.corpus.index import Hit
+from rag.corpus.index import Hit, terms_of
 
 Idf = Callable[[str], float]
 
@@ -83,16 +83,19 @@ def resolve(answer: str, evidence: Sequence[Hit], idf: Idf) -> Cited:
 
 def _best_support(text: str, evidence: Sequence[Hit], idf: Idf) -> int | None:
     """Number of the passage that holds most of the text's terms, by idf; None when none holds any."""
-    found = set(terms(text))
-    weights = [sum(idf(term) for term in found.intersection(hit.passage.terms)) for hit in evidence]
+    weights = [
+        sum(idf(term) for term in terms_of(hit.passage).intersection(terms(text, hit.passage.language)))
+        for hit in evidence
+    ]
     best = max(range(len(weights)), key=weights.__getitem__, default=None)
     return None if best is None or weights[best] == 0 else best + 1
 
 
 def _cite(number: int, passage: Passage, claim: str, idf: Idf) -> Citation:
-    found = set(terms(claim))
-    spans = list(sentences(passage.text)) or [(0, len(passage.text))]
-    start, end = max(
-        spans, key=lambda span: sum(idf(term) for term in found.intersection(terms(passage.text[span[0] : span[1]])))
-    )
+    found = set(terms(claim, passage.language))
+
+    def support(span: tuple[int, int]) -> float:
+        return sum(idf(term) for term in found.intersection(terms(passage.text[slice(*span)], passage.language)))
+
+    start, end = max(list(sentences(passage.text)) or [(0, len(passage.text))], key=support)
     return Citation(number, passage, passage.start + start, passage.start + end, passage.text[start:end])

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rag.corpus.analysis import terms, words
-from rag.corpus.index import K1, Hit
+from rag.corpus.analysis import DEFAULT, terms, words
+from rag.corpus.index import K1, Hit, terms_of
 from rag.models.backend import TOP_LOGPROBS, Draft, Token
 
 Idf = Callable[[str], float]
@@ -157,11 +157,16 @@ def judge(
 
 
 def coverage(query: str, hits: Sequence[Hit], idf: Idf) -> float:
-    """Idf-weighted share of the query's terms that the hits hold; 0 for a query without terms."""
-    asked = set(terms(query))
-    held = {term for hit in hits for term in hit.passage.terms}
-    total = sum(idf(term) for term in asked)
-    return sum(idf(term) for term in asked & held) / total if total else 0.0
+    """Idf-weighted share of the query's terms that the hits hold, in the language that holds most; 0 without terms."""
+    held: dict[str, set[str]] = {}
+    for hit in hits:
+        held.setdefault(hit.passage.language, set()).update(terms_of(hit.passage))
+    best = 0.0
+    for language, found in held.items():
+        asked = set(terms(query, language))
+        total = sum(idf(term) for term in asked)
+        best = max(best, sum(idf(term) for term in asked & found) / total if total else 0.0)
+    return best
 
 
 def is_refusal(text: str) -> bool:
@@ -172,8 +177,9 @@ def is_refusal(text: str) -> bool:
 def measure(draft: Draft, question: str, query: str, hits: Sequence[Hit], evidence: Sequence[Hit], idf: Idf) -> Signals:
     """All signals of one draft; see `judge`."""
     text = _MARKER.sub("", draft.text).strip()
-    held = {term for hit in evidence for term in hit.passage.terms}
-    asked = terms(query)
+    language = evidence[0].passage.language if evidence else DEFAULT
+    held = {term for hit in evidence for term in terms_of(hit.passage)}
+    asked = terms(query, language)
     most = (K1 + 1) * sum(idf(term) for term in asked)
     first, second = ([hit.score for hit in hits] + [0.0, 0.0])[:2]
     content = _content_tokens(draft.tokens)
@@ -183,17 +189,17 @@ def measure(draft: Draft, question: str, query: str, hits: Sequence[Hit], eviden
         words=_count_words(text),
         mean_logprob=statistics.fmean(logprobs) if logprobs else None,
         low_logprob=sorted(logprobs)[len(logprobs) // 10] if logprobs else None,
-        first_entropy=_first_entropy(content, set(asked)),
+        first_entropy=_first_entropy(content, set(asked), language),
         fact_logprob=(min(facts) if facts else 0.0) if logprobs else None,
         coverage=coverage(query, evidence, idf),
         hit_strength=min(1.0, first / most) if most else 0.0,
         hit_margin=(first - second) / first if first else 0.0,
-        support=_support(text, query, held, idf),
+        support=_support(text, set(asked), held, idf, language),
         verbatim=_stands_in(text, evidence),
         refusal=is_refusal(text),
         looping=_loops(text),
         cut_off=draft.finish_reason == "length",
-        absent_fact=_absent_fact(text, question, evidence),
+        absent_fact=_absent_fact(text, question, evidence, language),
     )
 
 
@@ -229,11 +235,11 @@ def _content_tokens(tokens: Sequence[Token]) -> list[Token]:
     ]
 
 
-def _first_entropy(content: Sequence[Token], asked: set[str]) -> float | None:
+def _first_entropy(content: Sequence[Token], asked: set[str], language: str) -> float | None:
     """Of the first token that answers: words without a subject and words repeated from the question do not."""
     if not any(len(token.top) > 1 for token in content):
         return None
-    telling = (token for token in content if (own := set(terms(token.text))) and not own <= asked)
+    telling = (token for token in content if (own := set(terms(token.text, language))) and not own <= asked)
     first = next(telling, content[0])
     return _entropy(first.top)
 
@@ -250,10 +256,10 @@ def _entropy(logprobs: Sequence[float]) -> float:
     return -sum(share * math.log(share) for share in shares) / math.log(TOP_LOGPROBS)
 
 
-def _support(text: str, query: str, held: set[str], idf: Idf) -> float:
-    found = set(terms(text))
+def _support(text: str, asked: set[str], held: set[str], idf: Idf, language: str) -> float:
+    found = set(terms(text, language))
     # Words repeated from the question tell nothing, unless there are no others.
-    own = (found - set(terms(query))) or found
+    own = (found - asked) or found
     weighted = {term: idf(term) * (2 if any(c.isdigit() for c in term) else 1) for term in own}
     total = sum(weighted.values())
     return sum(weight for term, weight in weighted.items() if term in held) / total if total else 0.0
@@ -273,9 +279,9 @@ def _count_words(text: str) -> int:
     return sum(1 if ord(word[0]) < 0x2E80 else (len(word) + 1) // 2 for word, _, _ in words(text))
 
 
-def _absent_fact(text: str, question: str, hits: Sequence[Hit]) -> str | None:
+def _absent_fact(text: str, question: str, hits: Sequence[Hit], language: str) -> str | None:
     known = " ".join([question, *(f"{' '.join(h.passage.heading)} {h.passage.source} {h.passage.text}" for h in hits)])
-    known_terms = set(terms(known))
+    known_terms = set(terms(known, language))
     known_numbers = {number.replace(",", "") for number in _NUMBER.findall(known)}
     for match in _NUMBER.finditer(text):
         number = match.group()
@@ -287,7 +293,7 @@ def _absent_fact(text: str, question: str, hits: Sequence[Hit]) -> str | None:
         if word[0].isupper() and not begins_sentence and len(word) > 1:
             folded = word.casefold().replace("’", "'").removesuffix("'s")
             # By its stem, so that a plural is no other name; or inside a longer word.
-            if not known_terms.issuperset(terms(word)) and folded not in known.casefold():
+            if not known_terms.issuperset(terms(word, language)) and folded not in known.casefold():
                 return word
     return None
 

@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     pull = actions.add_parser("pull", help="fetch and verify one model")
     pull.add_argument("name", metavar="NAME")
 
+    evaluate = command("evaluate", _evaluate, "measure how well answers are found in a data set of questions")
+    kinds = evaluate.add_subparsers(required=True, metavar="WHAT", dest="what")
+    retrieval = kinds.add_parser("retrieval", help="recall@k, MRR, nDCG, time and memory", parents=[as_json])
+    retrieval.add_argument(
+        "--dataset", type=Path, metavar="PATH", required=True, help="a SQuAD JSON file or a BEIR folder"
+    )
+
     bench = command("bench", _bench, "measure this product's own share of a turn, its size, start and memory", as_json)
     bench.add_argument("--rounds", type=int, default=20, metavar="N", help="pairs of requests (default: %(default)s)")
     return parser
@@ -232,6 +239,16 @@ def _models(arguments: argparse.Namespace) -> None:
     for row in rows:
         here = "here" if row["installed"] else "not fetched"
         terminal.out.print(f"{row['name']:<22}{row['size_bytes'] / 1e6:>8,.0f} MB  {row['license']}  {here}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rag.lab import dataset, evaluation
+
+    report = evaluation.retrieval(dataset.load(arguments.dataset), Settings.load())
+    if arguments.json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        evaluation.show(report)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

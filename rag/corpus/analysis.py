@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cache
 
 import Stemmer
 
@@ -184,21 +185,36 @@ def language(text: str) -> str:
     if len(text) > 24_000:  # from three places, because a title page or a licence may be in another language
         middle = len(text) // 2
         text = f"{text[:8000]} {text[middle : middle + 8000]} {text[-8000:]}"
-    counts = {script: len(letters.findall(text)) for script, letters in _LETTERS.items()}
+    if text.isascii():
+        counts = {"Latin": sum(map(str.isalpha, text))}
+    else:
+        counts = {script: len(letters.findall(text)) for script, letters in _LETTERS.items()}
     # A character of these stands for several letters of an alphabet.
-    counts["Han"], counts["Kana"], counts["Hangul"] = counts["Han"] * 3, counts["Kana"] * 2, counts["Hangul"] * 2
+    for dense, letters in (("Han", 3), ("Kana", 2), ("Hangul", 2)):
+        counts[dense] = letters * counts.get(dense, 0)
     script = max(counts, key=counts.__getitem__)
     if not counts[script]:
         return ""
     if script in ("Han", "Kana"):
         return "ja" if counts["Kana"] * 10 > counts["Han"] else "zh"
-    found = Counter(_WORDS.findall(text.casefold()))
-    candidates = [c for c in STOP_WORDS if _SCRIPT_OF.get(c, "Latin") == script]
-    shared = Counter(word for candidate in candidates for word in STOP_WORDS[candidate])
-    # A word that several languages have tells less of each.
-    likeness = {c: sum(found[word] / shared[word] for word in STOP_WORDS[c] if word in found) for c in candidates}
-    best = max(likeness, key=likeness.__getitem__, default=_DEFAULT_OF[script])
-    return best if likeness.get(best, 0) > 1 else _DEFAULT_OF[script]  # one word may be a name, or chance
+    likeness: dict[str, float] = {}
+    tellers = _tellers(script)
+    for word in _WORDS.findall(text.casefold()):
+        for candidate in tellers.get(word, ()):
+            # A word that several languages have tells less of each.
+            likeness[candidate] = likeness.get(candidate, 0) + 1 / len(tellers[word])
+    best, most = max(likeness.items(), key=lambda pair: pair[1], default=("", 0))
+    return best if most > 1 else _DEFAULT_OF[script]  # one word may be a name, or chance
+
+
+@cache
+def _tellers(script: str) -> dict[str, tuple[str, ...]]:
+    """Each common word of a script's languages, with those that have it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for tongue, common in STOP_WORDS.items():
+        for word in common if _SCRIPT_OF.get(tongue, "Latin") == script else ():
+            found[word] = (*found.get(word, ()), tongue)
+    return found
 
 
 def indexed(text: str, language: str = DEFAULT) -> str:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -398,12 +398,15 @@ def new_reader(settings: Settings) -> Reader:
     )
 
 
-def stored_engine(store: Store, home: Path, now: Engine | None = None) -> Engine:
+def stored_engine(
+    store: Store, home: Path, now: Engine | None = None, *, languages: Collection[str] | None = None
+) -> Engine:
     """The engine for what a store holds; `now` is the one in use, which is changed rather than built anew if it can be.
 
     tantivy's folder carries the generation of the store that it shows. One that shows another, because a process was
     killed between the two, is brought up to date or built anew: never trusted.
     """
+    languages = store.languages() if languages is None else languages
     size = len(store)
     if size <= SMALL:
         return SmallEngine(store.all())
@@ -414,21 +417,21 @@ def stored_engine(store: Store, home: Path, now: Engine | None = None) -> Engine
     removed = int(store.meta("engine_removed") or 0) + len(held - files)
     if folder is not None and folder.is_dir() and removed <= MOST_REMOVED * len(files):
         with suppress(ValueError, OSError):
-            large = now if isinstance(now, TantivyEngine) else TantivyEngine(store, folder, languages=store.languages())
+            large = now if isinstance(now, TantivyEngine) else TantivyEngine(store, folder, languages=languages)
             if store.meta("engine_generation") != str(generation):
                 store.note(engine_generation="changing")
                 # Also what was there: after a kill between the two commits, it may be in already.
                 come = files - held
                 large.change((held - files) | come, store.numbered(come))
                 _note_engine(store, generation, kept or "", files, removed)
-            large.look_again(store.languages())
+            large.look_again(languages)
             if len(large) == size:
                 return large
         log.warning("The engine's files in %s do not show what was read; they are made anew.", home)
     for old in home.glob("engine-*"):
         shutil.rmtree(old, ignore_errors=True)
     name = f"engine-{generation}-{os.getpid()}"
-    large = TantivyEngine(store, home / name, languages=store.languages())
+    large = TantivyEngine(store, home / name, languages=languages)
     large.change((), store.numbered(), heap_mb=128)
     _note_engine(store, generation, name, files, 0)
     return large

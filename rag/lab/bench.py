@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import re
 import socket
 import statistics
@@ -29,6 +28,7 @@ from rich.table import Table
 from rag import __version__, terminal
 from rag.corpus.library import Library
 from rag.errors import RagError, UserError
+from rag.lab.machine import machine
 from rag.models.backend import Message
 from rag.models.legs import Legs
 from rag.models.runtime import KEY_VARIABLE
@@ -78,16 +78,6 @@ class Report:
             "versions": {name: metadata.version(name) for name in ("chainlit", "openai", "xllamacpp", "rank-bm25")},
             "machine": machine(),
         }
-
-
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-    }
 
 
 async def run(settings: Settings, rounds: int) -> Report:

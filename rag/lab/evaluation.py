@@ -1,0 +1,180 @@
+"""Retrieval metrics on a data set, with the product's own analysis, engines and store; Report.
+
+Knows how rankings are scored (Manning, Raghavan & Schütze 2008, ch. 8): recall@k is the share of a question's relevant
+passages among the first k, MRR@10 the mean of 1 / rank of the first relevant one, nDCG@10 has binary gain and log2
+discount. Means are over questions. Knows no models.
+"""
+
+import asyncio
+import math
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import Stemmer
+import tantivy
+from rank_bm25 import BM25Okapi
+from rich.table import Table
+
+from rag import __version__, terminal
+from rag.corpus import analysis
+from rag.corpus.documents import Ingest, Passage
+from rag.corpus.index import B, BM25Index, K1, engine
+from rag.corpus.library import new_reader, stored_engine
+from rag.corpus.store import Store
+from rag.lab.dataset import Case, Dataset, passages
+from rag.lab.machine import machine
+from rag.settings import Settings
+
+RECALLS = (1, 3, 5, 10)
+TOP_K = 10
+# Above this, plain BM25 in Python takes hours.
+MOST_PLAIN = 5000
+UPLOAD_PASSAGES = 40
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures, and what they were measured on."""
+
+    dataset: str
+    questions: int
+    passages: int
+    languages: tuple[str, ...]
+    """As they were recognised."""
+    engine: str
+    metrics: dict[str, float]
+    plain: dict[str, float] | None
+    """The same metrics of plain BM25: words of letters and digits, lower case, English stems; None for large sets."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "metrics": {name: round(value, 4) for name, value in self.metrics.items()},
+            "plain_bm25": {name: round(value, 4) for name, value in self.plain.items()} if self.plain else None,
+            "dataset": self.dataset,
+            "questions": self.questions,
+            "passages": self.passages,
+            "languages": list(self.languages),
+            "engine": self.engine,
+            "version": __version__,
+            "versions": {name: metadata.version(name) for name in ("rank-bm25", "tantivy", "PyStemmer", "numpy")},
+            "machine": machine(),
+        }
+
+
+def retrieval(dataset: Dataset, settings: Settings) -> Report:
+    """Index the data set as the product would, ask every question, score the rankings and time all of it."""
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        before_mb = process.memory_info().rss / 1e6
+        store = Store(home / "passages.sqlite", made_with="evaluation")
+        languages: set[str] = set()
+        stored_s = 0.0
+        for source, found in dataset.documents():
+            began = time.perf_counter()
+            report = Ingest(source, passages=len(found), language=found[0].language if found else "")
+            store.replace(source, 0, 0, "", report, found)
+            stored_s += time.perf_counter() - began
+            languages.update(passage.language for passage in found)
+            terminal.notices.print(f"{len(store):,} passages", end="\r")
+        began = time.perf_counter()
+        built = stored_engine(store, home, languages=languages)
+        build_s = time.perf_counter() - began
+        index = BM25Index([built])
+        rankings, times = asyncio.run(_ask(index, dataset.cases))
+        metrics = scores(rankings, [case.relevant for case in dataset.cases])
+        metrics |= {
+            "queries_per_s": 1000 / statistics.fmean(times),
+            "query_ms_mean": statistics.fmean(times),
+            "query_ms_p50": float(np.percentile(times, 50)),
+            "query_ms_p95": float(np.percentile(times, 95)),
+            "build_s": build_s,
+            "build_passages_per_s": len(index) / build_s,
+            "store_s": stored_s,
+            "memory_mb": process.memory_info().rss / 1e6,
+            "memory_before_mb": before_mb,
+        }
+        metrics |= asyncio.run(_upload(index, built, store, settings))
+        size, name = len(index), built.name
+        store.close()
+    plain = _plain(list(passages(dataset)), dataset.cases) if size <= MOST_PLAIN else None
+    return Report(dataset.name, len(dataset.cases), size, tuple(sorted(languages)), name, metrics, plain)
+
+
+async def _ask(index: BM25Index, cases: Sequence[Case]) -> tuple[list[list[str]], list[float]]:
+    """Ids found for each question, best first, and milliseconds."""
+    rankings, times = [], []
+    for case in cases:
+        began = time.perf_counter()
+        hits = await index.search(case.question, TOP_K)
+        times.append((time.perf_counter() - began) * 1000)
+        rankings.append([hit.passage.id for hit in hits])
+    return rankings, times
+
+
+def scores(rankings: Sequence[Sequence[str]], relevant: Sequence[Collection[str]]) -> dict[str, float]:
+    """recall@1, @3, @5, @10, mrr@10 and ndcg@10, each in [0, 1]."""
+    found: dict[str, list[float]] = {}
+    for ranking, wanted in zip(rankings, relevant, strict=True):
+        places = [place for place, id in enumerate(ranking[:TOP_K], start=1) if id in wanted]
+        for k in RECALLS:
+            found.setdefault(f"recall@{k}", []).append(sum(place <= k for place in places) / len(wanted))
+        found.setdefault("mrr@10", []).append(1 / places[0] if places else 0.0)
+        ideal = sum(1 / math.log2(place + 1) for place in range(1, min(len(wanted), TOP_K) + 1))
+        found.setdefault("ndcg@10", []).append(sum(1 / math.log2(place + 1) for place in places) / ideal)
+    return {name: statistics.fmean(values) for name, values in found.items()}
+
+
+async def _upload(index: BM25Index, shared: Any, store: Store, settings: Settings) -> dict[str, float]:
+    """Milliseconds from an upload's bytes to the first search that finds it, beside all the others."""
+    word = "zyzzogeton"
+    texts = [f"{passage.text[: settings.passage_chars - 40]} {word}." for _, passage in zip(range(UPLOAD_PASSAGES), _some(store))]
+    data = "\n\n".join(f"# {number}\n\n{text}" for number, text in enumerate(texts)).encode()
+    figures = {}
+    with new_reader(settings) as reader:
+        for name in ("upload_ms_first", "upload_ms"):  # the first starts the process that reads
+            began = time.perf_counter()
+            _, read = reader.read(data, "upload.md")
+            joined = BM25Index([shared, engine(read)])
+            hits = await joined.search(word, 3)
+            figures[name] = (time.perf_counter() - began) * 1000
+            assert hits and hits[0].passage.source == "upload.md", "what was uploaded is found"
+        figures["upload_passages"] = len(read)
+    return figures
+
+
+def _some(store: Store) -> list[Passage]:
+    return [passage for passage in store.passages(range(1, 2 * UPLOAD_PASSAGES)) if passage is not None]
+
+
+def _plain(found: Sequence[Passage], cases: Sequence[Case]) -> dict[str, float]:
+    stemmer = Stemmer.Stemmer("english")
+
+    def words(text: str) -> list[str]:
+        return list(stemmer.stemWords(re.findall(r"\w+", text.lower())))
+
+    okapi = BM25Okapi([words(passage.text) for passage in found], k1=K1, b=B)
+    rankings = []
+    for case in cases:
+        best = np.argsort(-okapi.get_scores(words(case.question)), kind="stable")[:TOP_K]
+        rankings.append([found[place].id for place in best])
+    return scores(rankings, [case.relevant for case in cases])
+
+
+def show(report: Report) -> None:
+    """The figures as a table."""
+    title = f"{report.dataset}: {report.questions:,} questions, {report.passages:,} passages, {report.engine}"
+    table = Table("what", "Small First", *(["plain BM25"] if report.plain else []), title=title)
+    for name, value in report.metrics.items():
+        plain = [f"{report.plain[name]:.4f}" if name in report.plain else ""] if report.plain else []
+        table.add_row(name, f"{value:,.4f}" if value < 10 else f"{value:,.1f}", *plain)
+    terminal.out.print(table)

@@ -6,20 +6,27 @@ Knows how a turn looks in the chat. What a turn is, who answers and what is refu
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import chainlit as cl
+from chainlit.chat_context import chat_contexts
 from chainlit.config import config
 from chainlit.input_widget import RadioGroup
 from chainlit.server import app as web_app
 from chainlit.server import sio
+from chainlit.session import WebsocketSession
+from chainlit.user_session import user_sessions
 
 from rag import terminal
+from rag.corpus.documents import Ingest, shown
 from rag.corpus.library import Library
-from rag.errors import DocumentError, RagError
+from rag.errors import DocumentError, RagError, UserError
 from rag.models.legs import Legs
 from rag.serve import api, status
+from rag.serve.conversations import Conversation, Conversations
 from rag.serve.hardening import harden
 from rag.settings import MODES, Settings, app_home
 from rag.trace import Trace
@@ -29,9 +36,11 @@ from rag.turn.session import Session
 log = logging.getLogger("smallfirst")
 
 settings = Settings.load()
-library = Library(settings.docs, passage_chars=settings.passage_chars)
+library = Library(settings)
 legs = Legs(settings)
+conversations = Conversations(most_documents=settings.session_uploads)
 background: set[asyncio.Task[Any]] = set()
+following: list[asyncio.Task[None]] = []
 
 # The page's own limit, so that a file too large is refused before it is sent.
 if uploads := config.features.spontaneous_file_upload:
@@ -54,6 +63,8 @@ MODE_LABELS = {
     "SLM: the small model only": "slm",
     "LLM: the larger model only": "llm",
 }
+# A folder of scans would push everything else out of the terminal.
+REPORTS_SHOWN = 20
 STARTERS = {
     "Size of Phi-4-mini": "How many parameters does Phi-4-mini have?",
     "Price of tokens": "What is the example price of output tokens?",
@@ -70,11 +81,6 @@ def keep(task: "asyncio.Task[Any]") -> None:
 
 @cl.on_app_startup
 async def start() -> None:
-    for report in library.reports:
-        if report.error is not None:
-            terminal.notices.print(report.line, markup=False)
-    size = f"{library.files} documents, {len(library.index):,} passages"
-    terminal.notices.print(f"{size} in {library.folder}", markup=False)
     host = f"[{config.run.host}]" if ":" in config.run.host else config.run.host
     terminal.notices.print(f"Chat at http://{host}:{config.run.port} (Ctrl-C ends it)", markup=False)
 
@@ -82,12 +88,36 @@ async def start() -> None:
         await terminal.show_starting(legs.slm)
         await terminal.show_starting(legs.llm)
 
+    # The first look at the folder must not be over before somebody waits for its end.
+    keep(asyncio.create_task(tell_documents()))
+    following.append(asyncio.create_task(library.watch()))
     keep(asyncio.create_task(show()))
     keep(asyncio.create_task(legs.start(pull_llm=settings.pull_llm)))
 
 
+async def tell_documents() -> None:
+    """In the terminal, once the folder has been looked at: what can be asked about, and what cannot."""
+    begun = False
+    async with contextlib.aclosing(library.changes()) as changes:
+        async for _ in changes:
+            if begun and library.reading is None:
+                break
+            begun = True
+    incomplete = [report.line for report in library.reports if report.error or report.skipped or report.blank_pages]
+    for line in incomplete[:REPORTS_SHOWN]:
+        terminal.notices.print(line, markup=False)
+    if len(incomplete) > REPORTS_SHOWN:
+        terminal.notices.print(f"{len(incomplete) - REPORTS_SHOWN:,} more were not read whole.", markup=False)
+    size = f"{library.files:,} documents, {len(library.index):,} passages"
+    terminal.notices.print(f"{size} in {library.folder}", markup=False)
+
+
 @cl.on_app_shutdown
 async def stop() -> None:
+    for task in following:
+        task.cancel()
+    await asyncio.gather(*following, return_exceptions=True)
+    await asyncio.to_thread(library.close)
     await legs.close()
 
 
@@ -100,10 +130,64 @@ async def starters() -> list[cl.Starter]:
 
 @cl.on_chat_start
 async def begin() -> None:
-    cl.user_session.set("session", Session(library, settings.mode))
-    await cl.ChatSettings(
-        [RadioGroup(id="mode", label="Who answers", items=MODE_LABELS, initial_value=settings.mode)]
-    ).send()
+    conversation = conversations.begin(cl.context.session.id, Session(library, settings.mode))
+    await show_documents(conversation)
+    await show_settings(conversation)
+
+
+async def show_settings(conversation: Conversation) -> None:
+    mode = conversation.session.mode
+    await cl.ChatSettings([RadioGroup(id="mode", label="Who answers", items=MODE_LABELS, initial_value=mode)]).send()
+
+
+async def show_documents(conversation: Conversation) -> None:
+    """Tell public/documents.js what is attached, and the key with which the tab comes back after a reload."""
+    page = {"smallfirst": "conversation", "key": conversation.key, "documents": conversation.documents()}
+    await cl.send_window_message(page)
+
+
+@cl.on_window_message
+async def hear(message: Any) -> None:
+    """What public/documents.js says. Browser extensions speak this way too, and what the page is told echoes back."""
+    conversation = conversations.of(cl.context.session.id)
+    if conversation is None:
+        return
+    match message:
+        case {"smallfirst": "resume", "key": str(key)}:
+            await resume(key)
+        case {"smallfirst": "remove", "number": int(number)}:
+            with contextlib.suppress(UserError):  # removed twice is removed; the list tells
+                conversation.remove(number)
+            await show_documents(conversation)
+        case {"smallfirst": "list"}:
+            await show_documents(conversation)
+
+
+async def resume(key: str) -> None:
+    """A tab was reloaded: Chainlit has begun a new session, which goes on with what the tab showed before."""
+    here = cl.context.session
+    if (taken := conversations.take_over(key, here.id)) is None:
+        return
+    conversation, former_id = taken
+    if (turn := conversation.turn) is not None:
+        # Its words would go to the page that is no more; what was written until now is kept.
+        turn.cancel()
+        await asyncio.wait([turn])
+    here.has_first_interaction = True
+    messages = chat_contexts[here.id] = chat_contexts.pop(former_id, []) + chat_contexts.get(here.id, [])
+    former = WebsocketSession.get_by_id(former_id)
+    if former is not None and sio.manager.is_connected(former.socket_id, "/"):
+        await former.emit("window_message", {"smallfirst": "moved"})
+    elif former is not None:
+        user_sessions.pop(former_id, None)
+        await former.delete()
+    # Uploaded files went with the former session. The parents are runs, which are not shown.
+    receipts = [e.to_dict() for m in messages for e in getattr(m, "elements", ()) if isinstance(e, cl.CustomElement)]
+    steps = [{**message.to_dict(), "parentId": None} for message in messages]
+    thread: Any = {"id": here.thread_id, "steps": steps, "elements": receipts, "metadata": {}}
+    await cl.context.emitter.resume_thread(thread)
+    await show_documents(conversation)
+    await show_settings(conversation)
 
 
 @cl.on_settings_update
@@ -113,16 +197,27 @@ async def change_settings(values: dict[str, Any]) -> None:
     if mode not in MODES:
         await cl.ErrorMessage(f"There is no mode {mode!r}. Choose one of: {', '.join(MODES)}.").send()
         return
-    cl.user_session.get("session").mode = mode
+    if (conversation := conversations.of(cl.context.session.id)) is not None:
+        conversation.session.mode = mode
 
 
 @cl.on_message
 async def answer(message: cl.Message) -> None:
+    conversation = conversations.of(cl.context.session.id)
+    if conversation is None:
+        await cl.ErrorMessage("This conversation went on in another tab. Reload this page to begin a new one.").send()
+        return
     # Chainlit forgets the task of an edited message, so Stop and a closed tab cancel the one that is kept here.
-    cl.user_session.set("task", asyncio.current_task())
+    conversation.turn = asyncio.current_task()
     bubble = Bubble()
     try:
-        await run_turn(message, bubble)
+        conversation.session.rewind(message.id)
+        uploads = [element for element in message.elements or [] if conversation.first_seen(element.id)]
+        asked = bool(message.content.strip())
+        if uploads and not await Reading(conversation).run(uploads, asked=asked):
+            return
+        if asked or not uploads:
+            await run_turn(message, conversation.session, bubble)
     except asyncio.CancelledError:
         await bubble.stop()
         raise
@@ -135,7 +230,8 @@ async def answer(message: cl.Message) -> None:
             f"Small First itself failed ({type(error).__name__}). The terminal has the details. Ask again."
         )
     finally:
-        cl.user_session.set("task", None)
+        if conversation.turn is asyncio.current_task():
+            conversation.turn = None
 
 
 @cl.on_stop
@@ -144,37 +240,38 @@ async def stop_turn() -> None:
     for message in cl.chat_context.get()[-1:]:
         if message.content == "Task manually stopped.":
             await message.remove()
-    task = cl.user_session.get("task")
-    if task is not None and task is not cl.context.session.current_task:
-        task.cancel()
+    conversation = conversations.of(cl.context.session.id)
+    if conversation is None or conversation.turn is None:
+        return
+    if conversation.turn is not cl.context.session.current_task:
+        conversation.turn.cancel()
 
 
 @cl.on_chat_end
 async def leave() -> None:
-    """Every disconnect ends here, a short one too: the turn's work ends only if nobody comes back in time."""
-    task, session = cl.user_session.get("task"), cl.context.session
-    if task is None:
+    """Every disconnect ends here, a short one too: work and documents end only if nobody comes back in time."""
+    here = cl.context.session
+    conversation = conversations.of(here.id)
+    if conversation is None:
         return
-    socket_id = session.socket_id
+    if here.to_clear:  # a new chat was begun
+        conversations.end(here.id)
+        return
+    turn, socket_id = conversation.turn, here.socket_id
 
     async def end_if_gone() -> None:
-        await asyncio.wait([task], timeout=settings.disconnect_grace_s)
-        if session.socket_id == socket_id:
-            task.cancel()
+        if turn is not None:
+            await asyncio.wait([turn], timeout=settings.disconnect_grace_s)
+            if here.socket_id == socket_id and conversations.of(here.id) is conversation:
+                turn.cancel()
+        await asyncio.sleep(config.project.session_timeout)
+        if here.socket_id == socket_id and conversations.of(here.id) is conversation:
+            conversations.end(here.id)
 
     keep(asyncio.create_task(end_if_gone()))
 
 
-async def run_turn(message: cl.Message, bubble: "Bubble") -> None:
-    session: Session = cl.user_session.get("session")
-    session.rewind(message.id)
-    lines = [await attach(session, element) for element in message.elements or []]
-    if not message.content.strip() and lines:
-        await bubble.finish("\n".join([*lines, "", "Ask something about it."]))
-        return
-    if lines:
-        await cl.Message("\n".join(lines), author="Documents").send()
-
+async def run_turn(message: cl.Message, session: Session, bubble: "Bubble") -> None:
     turn_events = cascade.answer(
         message.content, session=session, legs=legs, settings=settings, id=message.id, trace=bubble.trace
     )
@@ -193,16 +290,82 @@ async def run_turn(message: cl.Message, bubble: "Bubble") -> None:
                     await bubble.show(turn)
 
 
-async def attach(session: Session, element: Any) -> str:
-    """Read one upload at once: Chainlit deletes its file when it likes."""
-    try:
-        data = await asyncio.to_thread(Path(element.path).read_bytes)
-        report = await asyncio.to_thread(session.attachments.add, data, element.name)
-    except DocumentError as error:
-        return f"Not attached. {error}"
-    except OSError as error:
-        return f"Not attached. {element.name} did not arrive whole ({error.strerror}). Add it again."
-    return f"Attached {report.line}."
+class Reading:
+    """The message about uploads: which is being read and for how long, then what became of each."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._message = cl.Message("", author="Documents")
+        self._failures: list[str] = []
+
+    async def run(self, uploads: list[Any], *, asked: bool) -> bool:
+        """Read them one after another; False if that was stopped, which the message then tells."""
+        before = self._conversation.last_number
+        stopped = False
+        for number, upload in enumerate(uploads, 1):
+            place = f" ({number} of {len(uploads)})" if len(uploads) > 1 else ""
+            try:
+                async with self._progress(f"Reading {shown(upload.name)}{place}"):
+                    await self._attach(upload)
+            except DocumentError as error:
+                self._failures.append(f"Not attached. {error}")
+            except OSError as error:
+                reason = f"{shown(upload.name)} did not arrive whole ({error.strerror}). Add it again."
+                self._failures.append(f"Not attached. {reason}")
+            except asyncio.CancelledError:
+                stopped = True
+                break
+        await self._finish(before, stopped=stopped, asked=asked)
+        return not stopped
+
+    async def _attach(self, upload: Any) -> Ingest:
+        """Chainlit deletes the file when it likes, so it is read at once."""
+        data = await asyncio.to_thread(Path(upload.path).read_bytes)
+        reading = asyncio.create_task(asyncio.to_thread(self._conversation.attach, data, upload.name))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled. Whether the document is attached is known only when it has ended.
+            while not reading.done():
+                self._conversation.session.attachments.stop()
+                await asyncio.wait([reading], timeout=0.1)
+            reading.exception()
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _progress(self, words: str) -> AsyncIterator[None]:
+        async def show() -> None:
+            began = time.monotonic()
+            await self._message.stream_token(f"{words} …", is_sequence=True)
+            while True:
+                await asyncio.sleep(1)
+                await self._message.stream_token(f"{words} … {time.monotonic() - began:.0f} s", is_sequence=True)
+
+        showing = asyncio.create_task(show())
+        try:
+            yield
+        finally:
+            showing.cancel()
+            await asyncio.wait([showing])
+
+    async def _finish(self, before: int, *, stopped: bool, asked: bool) -> None:
+        attached = self._conversation.documents(after=before)
+        lines = list(self._failures)
+        if attached:
+            lines.insert(0, "1 document attached." if len(attached) == 1 else f"{len(attached)} documents attached.")
+            self._message.elements = [
+                cl.CustomElement(name="Attachments", props={"documents": attached}, display="inline")
+            ]
+        if stopped:
+            lines.append("Stopped reading. What is not listed here is not attached." if attached else "Stopped reading.")
+        elif attached and not asked:
+            lines.append("Ask something about it." if len(attached) == 1 else "Ask something about them.")
+        self._message.content = "\n\n".join(lines)
+        reports = self._conversation.reports(after=before)
+        self._message.metadata = {"documents": [report.to_dict() for report in reports]}
+        # First the list, so that the message finds its documents in it.
+        await show_documents(self._conversation)
+        await self._message.send()
 
 
 class Bubble:

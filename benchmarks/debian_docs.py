@@ -22,11 +22,10 @@ from pathlib import Path
 import lxml.html
 
 PACKAGES = (
-    "python3.11-doc postgresql-doc-15 debian-handbook linux-doc-6.1 erlang-doc libreoffice-help-en-us"
-    " libreoffice-help-de libreoffice-help-ru libreoffice-help-zh-tw qtbase5-doc-html python-scipy-doc python-pandas-doc"
-    " llvm-14-doc cmake-doc nodejs-doc python-django-doc libboost1.74-doc openjdk-17-doc ghc-doc libstdc++-12-doc"
-    " rust-doc vtk9-doc"
-).split()
+    "python3.11-doc postgresql-doc-15 debian-handbook linux-doc-6.1 erlang-doc qtbase5-doc-html python-scipy-doc"
+    " python-pandas-doc llvm-14-doc cmake-doc nodejs-doc python-django-doc libboost1.74-doc openjdk-17-doc ghc-doc"
+    " libstdc++-12-doc rust-doc vtk9-doc wx3.2-doc python-sympy-doc qtdeclarative5-doc-html scala-doc groovy-doc"
+).split() + [f"libreoffice-help-{tongue}" for tongue in "en-us de ru zh-tw fr es it pt nl pl sv ja cs hu fi tr".split()]
 PASSAGE_CHARS = 700
 LEAST_CHARS = 80
 BLOCKS = {"p", "li", "dd", "dt", "pre", "td", "th", "div", "section", "blockquote", "table", "ul", "ol", "dl", "tr", "body"}
@@ -36,7 +35,7 @@ SILENT = {"script", "style", "nav", "head", "header", "footer", "form", "svg"}
 
 def fetch(package: str, folder: Path) -> None:
     """Download and unpack one package."""
-    subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", package], cwd=folder, check=True, stdin=subprocess.DEVNULL)
     for archive in folder.glob("*.deb"):
         subprocess.run(["dpkg", "-x", str(archive), str(folder / "tree")], check=True)
         archive.unlink()

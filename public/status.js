@@ -1,11 +1,14 @@
-// What the page says of the models' state, and what Chainlit's page leaves out for people who do not see it.
+// What the page says of the state of models and documents, and what Chainlit's page leaves out for people who do not see
+// it.
 //
 // It knows `GET ./status` (its shape stands at `Status` below) and the ids of Chainlit 2.12's buttons. It does not know
-// how models are fetched, and it changes nothing on the server. Texts are set as text, never as HTML.
+// how models are fetched or documents read, and it changes nothing on the server. Texts are set as text, never as HTML.
+import { element } from "./documents.js";
+
 (() => {
   "use strict";
 
-  const BUSY_MS = 1000; // while a model is on its way
+  const BUSY_MS = 1000; // while a model is on its way, or documents are read
   const CALM_MS = 30000; // when there is nothing to wait for
   const BUSY = ["fetching", "verifying", "loading"];
   const READY = ["ready", "remote"];
@@ -20,8 +23,8 @@
     // Storage is forbidden here; the page then keeps its default.
   }
 
-  // --- the models --------------------------------------------------------------------------------------------------
-  // Status: {slm: Model, llm: Model, documents: {files, passages}}
+  // --- the models and the documents --------------------------------------------------------------------------------
+  // Status: {slm: Model, llm: Model, documents: {files, passages, reading: null or {done, total, words}}}
   // Model: {name, state: absent|fetching|verifying|loading|ready|failed|remote, done_bytes, total_bytes, detail}
 
   const megabytes = (bytes) => Math.round(bytes / 1e6).toLocaleString("en-US");
@@ -62,59 +65,68 @@
     return second && { ...second, kind: llm.state };
   }
 
-  function element(tag, className, parent) {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (parent) parent.append(made);
-    return made;
+  /** Of the shared folder; a look at it that finds nothing to read is over before anyone could read this. */
+  function readingWording(reading) {
+    if (!reading || !(reading.total > 0)) return null;
+    const amount = ` ${String(reading.words).replace(/ documents$/, "")}`;
+    return { before: "Reading documents:", amount, after: "", share: reading.done / reading.total, kind: "reading" };
   }
 
-  const pill = element("div");
-  pill.id = "model-status";
-  pill.dataset.testid = "model-status";
-  pill.setAttribute("role", "status");
-  pill.setAttribute("aria-live", "polite");
-  pill.setAttribute("aria-atomic", "false");
-  pill.hidden = true;
-  const row = element("div", "row", pill);
-  const text = element("span", "text", row);
-  const before = element("span", "", text);
-  const amount = element("span", "amount", text);
-  // The state is announced once; the megabytes would be read out every second.
-  amount.setAttribute("aria-live", "off");
-  const after = element("span", "", text);
-  const hide = element("button", "", row);
-  hide.type = "button";
-  hide.textContent = "×";
-  hide.setAttribute("aria-label", "Hide this notice");
-  const track = element("div", "track", pill);
-  const bar = element("div", "bar", track);
+  const notices = element("div");
+  notices.id = "small-first-notices";
 
-  let dismissed = ""; // the notice that was hidden by hand; another one is shown again
-  hide.addEventListener("click", () => {
-    dismissed = before.textContent;
+  /** A line at the top of the page; returns how to change it. */
+  function notice(id) {
+    const pill = element("div", "notice", notices);
+    pill.id = id;
+    pill.dataset.testid = id;
+    pill.setAttribute("role", "status");
+    pill.setAttribute("aria-live", "polite");
+    pill.setAttribute("aria-atomic", "false");
     pill.hidden = true;
-  });
+    const row = element("div", "row", pill);
+    const text = element("span", "text", row);
+    const before = element("span", "", text);
+    const amount = element("span", "amount", text);
+    // The state is announced once; the figures would be read out every second.
+    amount.setAttribute("aria-live", "off");
+    const after = element("span", "", text);
+    const hide = element("button", "", row);
+    hide.type = "button";
+    hide.textContent = "×";
+    hide.setAttribute("aria-label", "Hide this notice");
+    const track = element("div", "track", pill);
+    const bar = element("div", "bar", track);
 
-  const put = (node, value) => {
-    if (node.textContent !== value) node.textContent = value; // an unchanged text is not announced again
-  };
-
-  function show(notice) {
-    if (!notice || notice.before.trim() === dismissed) {
+    let dismissed = ""; // the notice that was hidden by hand; another one is shown again
+    hide.addEventListener("click", () => {
+      dismissed = before.textContent;
       pill.hidden = true;
-      if (!notice) dismissed = "";
-      return;
-    }
-    dismissed = "";
-    pill.hidden = false;
-    pill.dataset.kind = notice.kind;
-    put(before, notice.before.trim());
-    put(amount, notice.amount);
-    put(after, notice.after);
-    track.hidden = notice.share === null;
-    bar.style.width = `${(100 * (notice.share || 0)).toFixed(1)}%`;
+    });
+
+    const put = (node, value) => {
+      if (node.textContent !== value) node.textContent = value; // an unchanged text is not announced again
+    };
+
+    return (told) => {
+      if (!told || told.before.trim() === dismissed) {
+        pill.hidden = true;
+        if (!told) dismissed = "";
+        return;
+      }
+      dismissed = "";
+      pill.hidden = false;
+      pill.dataset.kind = told.kind;
+      put(before, told.before.trim());
+      put(amount, told.amount);
+      put(after, told.after);
+      track.hidden = told.share === null;
+      bar.style.width = `${(100 * (told.share || 0)).toFixed(1)}%`;
+    };
   }
+
+  const showModels = notice("model-status");
+  const showReading = notice("documents-status");
 
   let timer = 0;
   let failures = 0;
@@ -130,15 +142,18 @@
       if (!answer.ok) throw new Error(String(answer.status));
       const status = await answer.json();
       failures = 0;
-      show(wording(status));
+      const reading = readingWording(status.documents && status.documents.reading);
+      showModels(wording(status));
+      showReading(reading);
       // A model that is absent and says why is not on its way.
       const moving = (model) => model && (BUSY.includes(model.state) || (model.state === "absent" && !model.detail));
       const busy = [status.slm, status.llm].some(moving);
-      if (!busy) pause = CALM_MS;
+      if (!busy && !reading) pause = CALM_MS;
     } catch {
       failures += 1;
       if (failures >= FAILURES_SHOWN) {
-        show({ before: "Server not reachable", amount: "", after: "", share: null, kind: "failed" });
+        showReading(null);
+        showModels({ before: "Server not reachable", amount: "", after: "", share: null, kind: "failed" });
         pause = 5 * BUSY_MS;
       }
     }
@@ -194,7 +209,8 @@
     const answers = document.querySelectorAll("[data-step-type=assistant_message] .message-content");
     if (!answers.length) return;
     const whole = answers[answers.length - 1].cloneNode(true);
-    for (const receipt of whole.querySelectorAll("[data-testid=receipt]")) receipt.remove(); // its button is read on its own
+    // Buttons are read on their own.
+    for (const part of whole.querySelectorAll("[data-testid=receipt], button")) part.remove();
     const answer = whole.textContent.trim();
     const now = `${answers.length} ${answer}`; // the same words may be the answer to another question
     if (now === last) return;
@@ -204,7 +220,7 @@
 
   let settling = 0;
   function changed(records) {
-    if (records.every((record) => pill.contains(record.target) || spoken.contains(record.target))) return;
+    if (records.every((record) => notices.contains(record.target) || spoken.contains(record.target))) return;
     clearTimeout(settling);
     settling = setTimeout(() => {
       nameButtons();
@@ -212,7 +228,7 @@
     }, 400);
   }
 
-  document.body.append(pill, spoken);
+  document.body.append(notices, spoken);
   new MutationObserver(changed).observe(document.body, { childList: true, characterData: true, subtree: true });
   ask();
 })();

@@ -12,12 +12,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from rag.corpus.library import Library
 from rag.errors import ModelUnreachable
 from rag.serve import api
 from rag.settings import Settings
 
-from .conftest import until
+from .conftest import open_library, until
 from .scripted import Reply, ScriptedLegs
 
 QUESTION = "Where do zebras drink?"
@@ -29,7 +28,7 @@ async def served(tmp_path: Path, settings: Settings, legs: ScriptedLegs) -> Asyn
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "animals.md").write_text("Zebras drink at the Mara river every morning.")
     app = FastAPI()
-    app.include_router(api.router(legs, Library(tmp_path / "docs", passage_chars=700), settings))  # type: ignore[arg-type]
+    app.include_router(api.router(legs, open_library(tmp_path / "docs", tmp_path / "cache"), settings))  # type: ignore[arg-type]
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()

@@ -1,14 +1,13 @@
 """Every marker resolves."""
 
-from rag.corpus.analysis import terms
 from rag.corpus.documents import Passage
-from rag.corpus.index import BM25Index, Hit
+from rag.corpus.index import BM25Index, Hit, SmallEngine
 from rag.turn.citations import resolve
 
 TEXTS = ["Zebras drink at dawn. Lions watch them.", "Acacia trees grow slowly. Their wood is hard."]
-PASSAGES = [Passage(str(i), f"{i}.md", None, (), 100, 100 + len(t), t, tuple(terms(t))) for i, t in enumerate(TEXTS)]
+PASSAGES = [Passage(str(i), f"{i}.md", None, None, (), 100, 100 + len(t), t, "en") for i, t in enumerate(TEXTS)]
 HITS = [Hit(passage, 1.0) for passage in PASSAGES]
-IDF = BM25Index(PASSAGES).idf
+IDF = BM25Index([SmallEngine(PASSAGES)]).idf
 
 
 def test_markers_resolve_to_the_sentence_that_supports_them() -> None:

@@ -4,15 +4,14 @@ from typing import Any
 
 import pytest
 
-from rag.corpus.analysis import terms
 from rag.corpus.documents import Passage
-from rag.corpus.index import BM25Index, Hit
+from rag.corpus.index import BM25Index, Hit, SmallEngine
 from rag.models.backend import Draft, Token
 from rag.turn.confidence import Verdict, is_refusal, judge
 
 TEXT = "Zebras drink at the Mara river every morning. In 1998 Anna Berg counted 1,204 of them."
-PASSAGE = Passage("1", "animals.md", None, ("Zebras",), 0, len(TEXT), TEXT, tuple(terms(f"Zebras {TEXT}")))
-INDEX = BM25Index([PASSAGE, Passage("2", "b.md", None, (), 0, 5, "lions", ("lion",))])
+PASSAGE = Passage("1", "animals.md", None, None, ("Zebras",), 0, len(TEXT), TEXT, "en")
+INDEX = BM25Index([SmallEngine([PASSAGE, Passage("2", "b.md", None, None, (), 0, 5, "lions", "en")])])
 QUESTION = "Where do zebras drink?"
 
 

@@ -296,9 +296,15 @@ export default function Receipt() {
   const turn = props || {}
   const drafts = list(turn.drafts)
   const notes = list(turn.notes)
+  const query = turn.query && turn.query !== turn.question ? String(turn.query) : null
   const rejected = turn.escalated ? drafts.filter((draft) => draft.leg === 'slm' && draft.text) : []
   return (
     <div style={{ ...SMALL, maxWidth: '100%', minWidth: 0 }} data-testid="receipt">
+      {query ? (
+        <p data-testid="receipt-query" style={{ ...QUIET, margin: 0, overflowWrap: 'anywhere' }}>
+          Searched for: {query}
+        </p>
+      ) : null}
       <button
         type="button"
         data-testid="receipt-toggle"

@@ -338,6 +338,8 @@ class _Memo(dict[bytes, str]):
         if not stem.isascii():
             stem = _fold(stem, tongue)
         out.append(stem)
+        if not stem.isalpha():
+            return  # 3200 is no form of 3201, nor gpt4 of gpt41
         if tongue in COMPOUNDING:
             out.extend([PIECE + stem[i : i + GRAM_CHARS] for i in range(len(stem) - GRAM_CHARS + 1)])
         elif len(stem) >= BEGINNING_CHARS:

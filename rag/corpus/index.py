@@ -225,6 +225,7 @@ class TantivyEngine:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._index = tantivy.Index(self._schema, path=str(folder) if folder else None)
+        self.folder = folder
         self._shelf = shelf
         self.languages = frozenset(languages)
         self._look()
@@ -254,7 +255,8 @@ class TantivyEngine:
         writer = self._index.writer(heap_mb * 1_000_000, 1)
         try:
             for file in gone:
-                writer.delete_documents_by_term("file", file)
+                # By query: a bare number would be taken for a signed one, which no unsigned field holds.
+                writer.delete_documents_by_query(tantivy.Query.term_query(self._schema, "file", file, "basic"))
             for number, file, passage in come:
                 text = seen(passage)
                 document = tantivy.Document()

@@ -93,7 +93,8 @@ class Library:
         self._listeners: list[Callable[[], None]] = []
         self._generation = -1
         self._engine: Engine = SmallEngine(())
-        self._show()
+        with suppress(Timeout), FileLock(self._home / "lock").acquire(timeout=0):
+            self._show()  # while another process is at it, the first `update` waits and shows
 
     def close(self) -> None:
         """End a reading under way; what was read until then is kept."""
@@ -136,7 +137,7 @@ class Library:
                 with self._alone():
                     for source in self._bring_up_to_date(progress):
                         opened.append(source)
-                self._show()
+                    self._show()
             except ReadingStopped:
                 pass
             finally:
@@ -417,7 +418,10 @@ def stored_engine(
     removed = int(store.meta("engine_removed") or 0) + len(held - files)
     if folder is not None and folder.is_dir() and removed <= MOST_REMOVED * len(files):
         with suppress(ValueError, OSError):
-            large = now if isinstance(now, TantivyEngine) else TantivyEngine(store, folder, languages=languages)
+            if isinstance(now, TantivyEngine) and now.folder == folder:
+                large = now
+            else:
+                large = TantivyEngine(store, folder, languages=languages)
             if store.meta("engine_generation") != str(generation):
                 store.note(engine_generation="changing")
                 # Also what was there: after a kill between the two commits, it may be in already.

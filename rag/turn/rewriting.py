@@ -16,7 +16,7 @@ Idf = Callable[[str], float]
 
 MOST_WORDS = 6
 """Words carried over from questions at most, the most telling ones."""
-MOST_ANSWERED = 4
+MOST_ANSWERED = 2
 """And from the last answer."""
 FADING = 0.7
 """What a word counts for each further question that it lies back, when words are chosen."""

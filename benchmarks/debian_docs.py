@@ -28,14 +28,36 @@ PACKAGES = (
 ).split() + [f"libreoffice-help-{tongue}" for tongue in "en-us de ru zh-tw fr es it pt nl pl sv ja cs hu fi tr".split()]
 PASSAGE_CHARS = 700
 LEAST_CHARS = 80
-BLOCKS = {"p", "li", "dd", "dt", "pre", "td", "th", "div", "section", "blockquote", "table", "ul", "ol", "dl", "tr", "body"}
+BLOCKS = {
+    "p",
+    "li",
+    "dd",
+    "dt",
+    "pre",
+    "td",
+    "th",
+    "div",
+    "section",
+    "blockquote",
+    "table",
+    "ul",
+    "ol",
+    "dl",
+    "tr",
+    "body",
+}
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 SILENT = {"script", "style", "nav", "head", "header", "footer", "form", "svg"}
 
 
 def fetch(package: str, folder: Path) -> None:
     """Download and unpack one package."""
-    subprocess.run(["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", package], cwd=folder, check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", package],
+        cwd=folder,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     for archive in folder.glob("*.deb"):
         subprocess.run(["dpkg", "-x", str(archive), str(folder / "tree")], check=True)
         archive.unlink()
@@ -114,6 +136,8 @@ def main() -> None:
     (arguments.out / "qrels").mkdir(parents=True, exist_ok=True)
     with open(arguments.out / "corpus.jsonl", "w", encoding="utf-8") as corpus:
         for package in arguments.packages:
+            if made >= arguments.passages:
+                break
             before = made
             with tempfile.TemporaryDirectory() as folder:
                 fetch(package, Path(folder))

@@ -143,7 +143,7 @@ function row(shown) {
   remove.textContent = "Remove";
   remove.setAttribute("aria-label", `Remove ${shown.source}`);
   remove.addEventListener("click", () => {
-    remove.disabled = true;
+    remove.setAttribute("aria-disabled", "true"); // a disabled one would lose the focus
     say({ smallfirst: "remove", number: shown.number });
   });
   return item;

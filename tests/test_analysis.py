@@ -2,7 +2,8 @@
 
 import pytest
 
-from rag.corpus.analysis import PIECE, indexed, language, sentences, terms, weighted
+from rag.corpus.analysis import PIECE, indexed, sentences, terms, weighted
+from rag.corpus.languages import language
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """The turn's plumbing, with scripted models: order, escalation, who stands in for whom, cancellation."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rag.corpus.library import Library
+from rag.corpus.library import Library, Progress
 from rag.errors import ModelUnreachable, UserError
 from rag.models.legs import State
 from rag.settings import Mode, Settings
@@ -14,6 +16,7 @@ from rag.turn import cascade
 from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Retrieved, Token, Turn
 from rag.turn.session import Session
 
+from .conftest import open_library
 from .scripted import Reply, ScriptedLegs
 
 QUESTION = "Where do zebras drink?"
@@ -22,10 +25,16 @@ GOOD = "Zebras drink at the Mara river."
 
 
 @pytest.fixture
-def session(tmp_path: Any) -> Session:
-    (tmp_path / "animals.md").write_bytes(DOCUMENT)
-    (tmp_path / "plants.txt").write_text("Acacia trees grow on dry ground. Grass grows after rain.")
-    return Session(Library(tmp_path, passage_chars=700))
+def session(tmp_path: Path) -> Iterator[Session]:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "animals.md").write_bytes(DOCUMENT)
+    (docs / "plants.txt").write_text("Acacia trees grow on dry ground. Grass grows after rain.")
+    library = open_library(docs, tmp_path / "cache")
+    session = Session(library)
+    yield session
+    session.attachments.close()
+    library.close()
 
 
 async def events_of(
@@ -206,12 +215,24 @@ async def test_cancelling_the_task_stops_the_model(session: Session, settings: S
 
 
 async def test_a_follow_up_finds_what_the_question_before_it_was_about(session: Session, settings: Settings) -> None:
-    legs = ScriptedLegs([GOOD, "They drink every morning."], [])
+    legs = ScriptedLegs([GOOD, "They drink every morning.", GOOD], [])
     await turn_of(session, legs, settings)
     turn = await turn_of(session, legs, settings, question="When do they drink?")
     assert "zebras" in turn.query
+    assert turn.query.startswith("When do they drink?")
     assert turn.hits[0].passage.heading == ("Zebras",)
     assert any(message["content"] == QUESTION for message in legs.slm.backend_.asked[-1])
+    # And on: the second follow-up still knows what the first question was about.
+    turn = await turn_of(session, legs, settings, question="And where?")
+    assert turn.hits[0].passage.heading == ("Zebras",)
+
+
+async def test_a_question_with_a_subject_of_its_own_carries_nothing(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD, "Lions sleep under acacia trees."], [])
+    await turn_of(session, legs, settings)
+    turn = await turn_of(session, legs, settings, question="Where do lions sleep?")
+    assert turn.query == "Where do lions sleep?"
+    assert len(legs.slm.backend_.asked[-1]) == 2, "a small model is not shown turns that the question does not lean on"
 
 
 async def test_an_edited_question_forgets_what_came_after_it(session: Session, settings: Settings) -> None:
@@ -247,11 +268,80 @@ async def test_a_refusal_names_the_nearest_documents_and_cites_nothing(session: 
 
 
 async def test_a_question_about_an_upload_as_a_whole_reads_its_opening(session: Session, settings: Settings) -> None:
+    session.attachments.add(b"# Sales\n\nSales of bicycles doubled.\n\n# Staff\n\nNobody left. All stayed.", "report.md")
+    legs = ScriptedLegs([], ["Sales of bicycles doubled [1]."])
+    turn = await turn_of(session, legs, settings, "Summarise the upload", mode="llm")
+    assert turn.citations[0].passage.source == "report.md"
+    assert turn.query == "Summarise the upload"
+    asked = legs.llm.backend_.asked[0][-1]["content"]
+    assert "Outline:\nreport.md\n- Sales\n- Staff" in asked
+    assert "Nobody left." in asked
+    assert "zebras" not in asked.casefold()
+
+
+async def test_a_summary_that_no_model_gives_leaves_the_outline(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs(["I don't know."], ["I don't know."])
+    turn = await turn_of(session, legs, settings, "Give me an overview of animals.md")
+    assert "The outline of animals.md:" in turn.answer
+    assert "- Zebras" in turn.answer
+    assert "not in your documents" not in turn.answer
+
+
+async def test_an_ordinary_question_beside_an_upload_is_searched_for(session: Session, settings: Settings) -> None:
     session.attachments.add(b"Quarterly report. Sales of bicycles doubled.", "report.txt")
-    turn = await turn_of(
-        session, ScriptedLegs([], ["Sales of bicycles doubled [1]."]), settings, "Summarise the upload", mode="llm"
-    )
-    assert turn.citations[0].passage.source == "report.txt"
+    turn = await turn_of(session, ScriptedLegs([GOOD], []), settings)
+    assert turn.hits[0].passage.source == "animals.md"
+    assert turn.hits[0].score > 0
+
+
+async def test_documents_that_are_being_read_are_waited_for(
+    session: Session, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = session.attachments.library
+    waited: list[float] = []
+
+    async def settled(limit_s: float) -> bool:
+        waited.append(limit_s)
+        (library.folder / "otters.txt").write_text("Otters sleep on their backs in kelp.")
+        library.update()
+        return True
+
+    library.reading = Progress(120, 1000)
+    monkeypatch.setattr(library, "settled", settled)
+    events = await events_of(session, ScriptedLegs(["Otters sleep on their backs."]), settings, "Where do otters sleep?")
+    assert Phase("read", "Reading documents: 120 of 1,000 documents") in events
+    turn = events[-1].turn  # type: ignore[union-attr]
+    assert turn.hits[0].passage.source == "otters.txt"
+    assert turn.notes == ()
+    assert turn.trace.find("read") is not None
+    assert waited == [2.0]
+
+
+async def test_documents_that_take_too_long_to_read_are_told(
+    session: Session, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def settled(limit_s: float) -> bool:
+        return False
+
+    monkeypatch.setattr(session.attachments.library, "reading", Progress(120, 1000))
+    monkeypatch.setattr(session.attachments.library, "settled", settled)
+    turn = await turn_of(session, ScriptedLegs([GOOD], []), settings)
+    assert turn.notes == ("Still reading documents (120 of 1,000): the answer knows only those.",)
+
+
+async def test_before_the_first_document_is_read_the_wait_is_longer(tmp_path: Path, settings: Settings) -> None:
+    waited: list[float] = []
+
+    async def settled(limit_s: float) -> bool:
+        waited.append(limit_s)
+        return True
+
+    library = open_library(tmp_path, tmp_path / "cache")
+    library.reading = Progress(0, 10)
+    library.settled = settled  # type: ignore[method-assign]
+    await turn_of(Session(library), ScriptedLegs(), settings)
+    assert waited == [10.0]
+    library.close()
 
 
 async def test_the_turn_carries_the_contract(session: Session, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from rag.corpus.analysis import terms
 from rag.corpus.documents import Passage
-from rag.corpus.index import SMALL, B, BM25Index, K1, Pile, Query, SmallEngine, TantivyEngine, engine
+from rag.corpus.index import K1, SMALL, B, BM25Index, Pile, Query, SmallEngine, TantivyEngine, engine
 from rag.corpus.library import Library
 from rag.lab import dataset
 
@@ -25,7 +26,7 @@ def small(*texts: str) -> SmallEngine:
 
 
 def large(passages: Sequence[Passage]) -> TantivyEngine:
-    made = TantivyEngine(Pile(passages), languages={p.language for p in passages})
+    made = TantivyEngine(Pile(passages), languages=Counter(p.language for p in passages))
     made.change((), ((number, 0, p) for number, p in enumerate(passages)))
     return made
 
@@ -130,13 +131,18 @@ async def test_documents_of_several_languages_are_found_in_their_own() -> None:
             )
         ]
     )
-    for question, id in {"Which government?": "0", "Welche Regierung?": "1", "Какое правительство?": "2", "政府": "3"}.items():
+    for question, id in {
+        "Which government?": "0",
+        "Welche Regierung?": "1",
+        "Какое правительство?": "2",
+        "政府": "3",
+    }.items():
         assert (await index.search(question, 1))[0].passage.id == id
 
 
 def test_what_an_engine_removes_is_not_found_again() -> None:
     passages = [passage(f"tea number{number}", number) for number in range(10)]
-    made = TantivyEngine(Pile(passages), languages={"en"})
+    made = TantivyEngine(Pile(passages), languages={"en": 10})
     made.change((), ((number, number % 2, p) for number, p in enumerate(passages)))
     made.change([1], ())
     assert len(made) == 5

@@ -49,7 +49,10 @@ def test_a_bad_file_costs_only_itself(folder: Path, tmp_path: Path) -> None:
     (folder / ".hidden.md").write_text("secret")
     (folder / "film.mp4").write_bytes(b"ignored")
     library = open_library(folder, tmp_path / "cache")
-    assert [(report.source, report.error is None) for report in library.reports] == [("bad.pdf", False), ("good.md", True)]
+    assert [(report.source, report.error is None) for report in library.reports] == [
+        ("bad.pdf", False),
+        ("good.md", True),
+    ]
     assert library.files == 1
     assert "not read" in library.reports[0].line
     library.close()
@@ -178,7 +181,7 @@ async def test_a_process_killed_at_any_moment_loses_nothing(folder: Path, tmp_pa
         "library.update(lambda p: print(p.done, flush=True)); print('done', flush=True); sys.stdin.read()\n"
     )
     for when in ("0", "1", "7", "20", "41", "59", "60", "done"):
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: ASYNC220 (nothing else runs in this loop)
             [sys.executable, "-c", program, str(folder), str(tmp_path / "cache")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -331,7 +334,10 @@ async def test_an_upload_sees_the_folder_as_it_is_now(folder: Path, tmp_path: Pa
     session.add(b"upload words", "u.txt")
     (folder / "a.md").write_text("changed words")
     library.update()
-    assert {hit.passage.text for hit in await session.index.search("old changed upload", 5)} == {"changed words", "upload words"}
+    assert {hit.passage.text for hit in await session.index.search("old changed upload", 5)} == {
+        "changed words",
+        "upload words",
+    }
     session.close()
     library.close()
 

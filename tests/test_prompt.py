@@ -1,17 +1,21 @@
 """What a leg is sent, and that it fits."""
 
+from dataclasses import replace
+
+import pytest
+
 from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
-from rag.turn.prompt import Prompt, build, estimate_tokens, standalone
+from rag.turn.prompt import Prompt, build, estimate_tokens
 from rag.turn.session import Exchange
 
-HITS = [Hit(Passage(str(n), f"{n}.md", None, (f"H{n}",), 0, 600, f"w{n} " * 150, ()), 1.0) for n in range(6)]
+HITS = [Hit(Passage(str(n), f"{n}.md", None, None, (f"H{n}",), 0, 600, f"w{n} " * 150, "en"), 1.0) for n in range(6)]
 HISTORY = [Exchange(str(n), f"question {n}", f"question {n}", f"answer {n}") for n in range(5)]
 
 
 def built(**changes: object) -> Prompt:
     options: dict[str, object] = {
-        "large": True, "passages": 3, "evidence_tokens": 1200, "history_turns": 3, "context_tokens": 4096, "max_tokens": 400,
+        "asked": {}, "large": True, "passages": 3, "evidence_tokens": 1200, "history_turns": 3, "context_tokens": 4096, "max_tokens": 400,
     }  # fmt: skip
     return build("What now?", HITS, HISTORY, **{**options, **changes})  # type: ignore[arg-type]
 
@@ -23,6 +27,7 @@ def test_each_leg_gets_its_own_number_of_passages_and_newest_turns() -> None:
     assert "[3] 2.md" in prompt.messages[-1]["content"]
     assert len(built(passages=1, large=False).evidence) == 1
     assert prompt.ledger["passages_left_out"] == 3
+    assert prompt.ledger["left_out"] == {"no room": 3}
     assert prompt.ledger["turns_left_out"] == 2
 
 
@@ -39,15 +44,36 @@ def test_a_prompt_never_exceeds_its_window() -> None:
 
 def test_what_changes_least_stands_first() -> None:
     first, second = built(), build(
-        "Else?", HITS[3:], HISTORY, large=True, passages=3, evidence_tokens=1200, history_turns=3, context_tokens=4096,
+        "Else?", HITS[3:], HISTORY, asked={}, large=True, passages=3, evidence_tokens=1200, history_turns=3, context_tokens=4096,
         max_tokens=400,
     )  # fmt: skip
     assert first.messages[:-1] == second.messages[:-1]
 
 
-def test_only_a_question_that_leans_is_rewritten() -> None:
-    history = [Exchange("1", "How fast is phi-4-mini?", "How fast is phi-4-mini?", "Quite.")]
-    assert standalone("What is BM25 good for?", history) == "What is BM25 good for?"
-    assert "phi-4-mini?" in standalone("And how much does it cost?", history)
-    assert "phi-4-mini?" in standalone("Why?", history)
-    assert standalone("And how much does it cost?", []) == "And how much does it cost?"
+def test_the_ledger_says_what_was_left_out_and_why() -> None:
+    twice = Hit(replace(HITS[0].passage, source="copy.md"), 0.9)
+    weak = Hit(HITS[2].passage, 0.1)
+    prompt = build(
+        "What now?", [HITS[0], twice, HITS[1], weak], (), asked={"w0": 2.0, "w1": 2.0}, large=True, passages=3,
+        evidence_tokens=1200, history_turns=3, context_tokens=4096, max_tokens=400,
+    )  # fmt: skip
+    assert [hit.passage.source for hit in prompt.evidence] == ["0.md", "1.md"]
+    assert prompt.ledger["left_out"] == {"duplicate": 1, "adds nothing": 1}
+    assert (prompt.ledger["passages_sent"], prompt.ledger["passages_left_out"]) == (2, 2)
+
+
+def test_an_outline_stands_before_as_many_passages_as_its_budget_holds() -> None:
+    outline = "\n".join(f"- heading number {n}" for n in range(200))
+    prompt = built(outline=outline, passages=2)
+    content = prompt.messages[-1]["content"]
+    assert content.startswith("Outline:\n- heading number 0\n")
+    assert "- heading number 199" not in content
+    assert prompt.evidence
+    assert prompt.ledger["evidence_tokens_estimated"] <= 800
+
+
+@pytest.mark.parametrize("window", [700, 1500])
+def test_an_outline_does_not_break_the_window(window: int) -> None:
+    prompt = built(outline="- heading\n" * 500, context_tokens=window, passages=6, evidence_tokens=100_000)
+    total = sum(estimate_tokens(message["content"]) for message in prompt.messages)
+    assert total + 400 <= window or window == 700

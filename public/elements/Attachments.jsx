@@ -43,7 +43,7 @@ function Document({ shown, attached }) {
         <button
           type="button"
           aria-label={`Remove ${shown.source}`}
-          disabled={asked}
+          aria-disabled={asked}
           onClick={() => {
             setAsked(true)
             window.postMessage({ smallfirst: 'remove', number: shown.number }, window.location.origin)

@@ -3,8 +3,7 @@
 One analysis serves passages, questions and answers, so that they can be compared: NFKC and case folding; words of any
 script, stemmed (Snowball) in the language of their document; identifiers, versions and file names whole and in parts;
 shingles of two characters where a script writes no spaces between words (Chinese, Japanese, Korean, Thai and their
-like). Knows no documents and no statistics, no model and no network: a language is told by its script and its commonest
-words.
+like). Knows no documents and no statistics; what is known of each language is `languages`'.
 
 A question is too short to tell its language, so it is analysed in every language that the documents are in: a passage
 holds the stems of its own language only, and those of the others find nothing.
@@ -14,9 +13,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
-from functools import cache
 
-import Stemmer
+from rag.corpus.languages import DEFAULT, ELIDES, KEEPS_MARKS, STOP_WORDS, script_of, scripts, stemmer, tongue_of
 
 VERSION = 3
 """Changes whenever the same text would give other terms: what was indexed with another version is made anew."""
@@ -31,8 +29,8 @@ GRAM_CHARS = 4
 COMPOUNDING = {"de", "nl", "sv", "da", "no", "fi", "hu"}
 """Languages that write compounds as one word: every four letters of a stem are a piece. Elsewhere its beginning is."""
 
-DEFAULT = "en"
-"""The language of Latin text too short to tell; also of Latin words inside documents of another script."""
+MOST_LANGUAGES = 5
+"""In so many languages a question is analysed at most; each makes it longer, and few people's documents are in more."""
 
 # Scripts written without spaces, and Hangul, whose words carry their particles: shingles of two for all of them.
 _UNSPACED = (
@@ -56,166 +54,6 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 # split find the words of any UTF-8 text in C.
 _SPACES = bytes(c if c > 127 or chr(c).isalnum() or c in b"-._/@+#'," else 32 for c in range(256))
 
-_SNOWBALL = {
-    "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek", "en": "english",
-    "es": "spanish", "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish", "fr": "french",
-    "ga": "irish", "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian", "it": "italian",
-    "lt": "lithuanian", "ne": "nepali", "nl": "dutch", "no": "norwegian", "pl": "polish", "pt": "portuguese",
-    "ro": "romanian", "ru": "russian", "sr": "serbian", "sv": "swedish", "ta": "tamil", "tr": "turkish",
-    "yi": "yiddish",
-}  # fmt: skip
-# Each language's commonest words, which carry no subject: they tell the language, and are no terms in it.
-_COMMON = {
-    "en": "a about am an and are as at be been being but by can could describe did do does doing explain for from had has"
-    " have he her him his how i if in into is it its may me might must my no not of on or our please shall she should so"
-    " such tell than that the their them then there these they this those to us was we were what when where which who"
-    " whom whose why will with would you your",
-    "de": "aber alle als am an auch auf aus bei bis da das dass dem den denn der des die dies diese diesem diesen dieser"
-    " dieses durch ein eine einem einen einer eines er es für gibt hat hatte hatten haben ich ihr ihre im in ist kann"
-    " können man mit nach nicht noch nur oder sein seine sich sie sind so über um und uns unter viel viele vom von vor"
-    " wann war waren warum was welche welchem welchen welcher welches wenn wer werden wie wir wird wo wurde wurden zu"
-    " zum zur zwischen",
-    "fr": "à au aux avec ce ces cette comment dans de des du elle elles en est et était été être eux il ils je la le les"
-    " leur leurs lui mais même ne nos notre nous on ont ou où par pas plus pour pourquoi qu quand que quel quelle quelles"
-    " quels qui sa sans se ses si son sont sur un une vos votre vous c d j l m n s t",
-    "es": "a al como con cuál cuáles cuándo cuánto de del donde dónde el ella ellos en entre era es esta este está estas"
-    " estos fue ha han hay la las lo los más muy no o para pero por porque qué que quién se sea ser si sin sobre son su"
-    " sus también un una uno unos y ya",
-    "it": "a ad ai al alla alle anche che chi ci come con cosa da dai dal dalla dei del della delle degli di dove è e ed era"
-    " gli ha hanno i il in io la le lo loro ma nei nel nella non o per perché più quale quali quando quanto questa questo"
-    " se si sono su sua sul sulla suo tra un una uno c d l",
-    "pt": "a ao aos as com como da das de do dos e é ela ele em entre era essa esse esta este está foi há isso mais mas na"
-    " nas no nos não o onde os ou para pela pelo por porque qual quais quando quanto que quem são se sem ser seu seus sua"
-    " suas também um uma",
-    "nl": "aan al als bij dan dat de deze die dit door een en er had hebben heeft het hij hoe hun ik in is je kan maar meer"
-    " met naar niet nog of om onder ook op over te tot tussen uit van veel voor waar waarom wanneer was wat we welk welke"
-    " werd werden wie wordt worden ze zich zij zijn zou",
-    "sv": "alla att av den denna de där dem det detta du efter ej eller en ett finns från för ha hade han har hon hur i"
-    " icke in inte jag kan man med men mellan när ni några och om på sig sin sina som så till under upp ut var vad varför"
-    " vi vid vilka vilken vilket är över",
-    "da": "af alle at blev bliver da de dem den denne der deres det dette du efter eller en er et for fra han har havde"
-    " hun hvad hvem hvilke hvilken hvor hvordan hvorfor hvornår i ikke jeg kan man med mellem men nogle når og også om"
-    " op over på sig sin som til ud var ved vi være",
-    "no": "alle at av ble blir da de dem den denne der deres det dette du eller en er et ett etter for fra han har hadde"
-    " hun hva hvem hvilke hvilken hvor hvordan hvorfor i ikke jeg kan man med mellom men noen når og også om opp over på"
-    " seg sin som til ut var ved vi være",
-    "fi": "ei että hän he ja jos joka jotka kanssa kuin kuinka kun me mikä mitä missä miksi mutta myös ne niin nyt olla oli"
-    " ollut on ovat se sekä sen siitä tai tämä vain vai voi",
-    "hu": "a az és hogy nem is egy ez ezt van volt vagy de meg már csak mint mi ki ha hol mikor miért milyen mely amely el"
-    " fel kell lehet lesz volna még",
-    "ro": "al ale am ar are au ca că care ce cu cum de din este fi fost în în într la le mai nu o ori pe pentru prin sa sau"
-    " se sunt și si un una unde unei unui",
-    "pl": "a albo ale czy co dla do gdy gdzie go i ich ile im ja jak jaka jaki jakie jako jego jej jest już kiedy kto która"
-    " które który lub ma może na nad nie o od oraz po pod przez przy są się ta tak tam te tego tej ten to tu tym w we z za"
-    " ze że był była było były",
-    "cs": "a aby ale ani až by byl byla bylo co do i jak jako je jeho její jejich jen jsou k kde kdo kdy která které který"
-    " ma mezi na nad nebo není o od po pod podle pro proč před při s se si tak tato to u v ve z za že",
-    "tr": "ama bir bu çok da daha de değil gibi hangi her için ile ise kadar ki mı mi mu mü nasıl ne neden nerede o olan"
-    " olarak oldu olduğu sonra şu ve veya ya",
-    "id": "ada adalah agar akan apa atau bagaimana bahwa bisa dalam dan dapat dari dengan di di ini itu juga kapan karena"
-    " ke kepada lebih mana mengapa oleh pada saat sebagai siapa sudah tersebut tetapi tidak untuk yang",
-    "ca": "a al amb aquest aquesta com de del dels el els en és era es està ha han hi i la les més no o on per però perquè"
-    " que quin quina qui se seu seva si són sobre també un una uns d l",
-    "et": "aga ei ja kas kes kui kuidas kus ma me mida mille millal miks mis nad nende ning oli olid on see selle seda ta"
-    " te või",
-    "lt": "apie ar arba bei bet bus buvo dėl ir iš į jis jos kad kaip kada kas kodėl ku kur kuri kurie kuris ne nuo o per"
-    " prie su tai tik už yra",
-    "ga": "a ag agus ach an ar as atá bhí cad cé conas dá do faoi go i ina is le mar na ní nó raibh sa seo sin tá",
-    "eu": "da dira du duen dute edo eta ere ez hau hori izan nola non noiz ondoren zen zer zein ziren baina bat",
-    "vi": "bạn bị các cái có của cho được đã để đến đó gì hay khi không là một nào này những như ở ra sẽ tại thì trong từ và"
-    " vào về với",
-    "ru": "а без бы был была были было быть в вам вас весь во вот все всех вы где да для до его ее её если есть еще ещё же"
-    " за и из или им их к как какая какие какой каком каким каких какую ко когда которая которое которые который которых кто"
-    " ли между мне может мы на над не нет ни но ну о об он она они оно от по под почему при с сколько со так также такой"
-    " там то того тоже только том ты у уже чем что чтобы эта эти это этого этой этом этот я",
-    "uk": "а або але без був була були було бути в вам вас ви від він вона вони воно все де для до є за з і із й його її їх"
-    " на не ні нам нас ми по при про та так також тим то у ця це цей ці чи що щоб як яка яке який які якщо коли хто чому",
-    "bg": "а без беше в във все да до е за и из или има к как какво когато която което които който кой към ли между на над не"
-    " ни но о от по под при с са се си само така също те той това тя че как защо къде",
-    "sr": "а али био била било да до за и из или и је као кад када како ко која које који која на не није о од по при са се"
-    " су та тај то у уз што шта где зашто",
-    "el": "από για δεν είναι ένα ένας έχει η ή θα και κάθε με μια μας μου να ο οι όπως όταν που ποια ποιο ποιος πως πώς πότε"
-    " σε στη στην στις στο στον στους στα τα τη την της τι τις το τον του τους των ως γιατί",
-    "ar": "أن أو إلى إن التي الذي الذين ان او الى بعد بين ثم حتى ذلك على عن في قد كان كانت كل كما لا لم له لها ما مع من"
-    " متى هذا هذه هل هو هي و ومن أين كيف لماذا",
-    "fa": "از است این آن با بر برای به بود تا چه چرا چگونه در را شد شده که کجا کی می و هم های یا یک",
-    "hi": "और का की के को कि है हैं था थे थी में से पर यह वह इस उस एक ने भी नहीं तो ही कर हो क्या कौन कब कहाँ क्यों कैसे या",
-    "hy": "եւ և է են էր մեջ որ որը ինչ ով երբ որտեղ ինչու ինչպես այս այդ այն մի համար հետ կամ",
-    "ta": "ஒரு இது அது என்று மற்றும் என்ன எங்கே எப்போது யார் ஏன் எப்படி இந்த அந்த",
-}  # fmt: skip
-STOP_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
-# Where an accented letter is a letter of its own, folding would join different words.
-_KEEPS_MARKS = {"sv", "da", "no", "fi", "et", "tr", "hu", "vi", "lt", "ar", "fa", "hi", "ne", "ta", "yi"}
-_ELIDES = {"fr", "it", "ca", "ga"}  # l'école, dell'arte
-
-_SCRIPTS = {
-    "Latin": "a-zA-Z\u00c0-\u024f\u1e00-\u1eff",
-    "Cyrillic": "\u0400-\u052f",
-    "Greek": "\u0370-\u03ff\u1f00-\u1fff",
-    "Arabic": "\u0600-\u06ff\u0750-\u077f",
-    "Hebrew": "\u0590-\u05ff",
-    "Armenian": "\u0530-\u058f",
-    "Devanagari": "\u0900-\u097f",
-    "Tamil": "\u0b80-\u0bff",
-    "Thai": "\u0e00-\u0e7f",
-    "Hangul": "\uac00-\ud7a3",
-    "Kana": "\u3040-\u30ff",
-    "Han": "\u3400-\u4dbf\u4e00-\u9fff",
-}
-_LETTERS = {script: re.compile(f"[{ranges}]") for script, ranges in _SCRIPTS.items()}
-_SCRIPT_OF = {
-    **dict.fromkeys(("ru", "uk", "bg", "sr"), "Cyrillic"),
-    **dict.fromkeys(("ar", "fa"), "Arabic"),
-    **{"el": "Greek", "hy": "Armenian", "hi": "Devanagari", "ne": "Devanagari", "ta": "Tamil", "yi": "Hebrew"},
-    **{"th": "Thai", "ko": "Hangul", "ja": "Kana", "zh": "Han", "he": "Hebrew"},
-}
-# The language that a word is stemmed in where its document is in another script, or too short to tell.
-_DEFAULT_OF = {
-    "Latin": DEFAULT, "Cyrillic": "ru", "Greek": "el", "Arabic": "ar", "Hebrew": "he", "Armenian": "hy",
-    "Devanagari": "hi", "Tamil": "ta", "Thai": "th", "Hangul": "ko", "Kana": "ja", "Han": "zh",
-}  # fmt: skip
-
-
-def language(text: str) -> str:
-    """The language of a document, as an ISO 639-1 code; "" where no letter tells.
-
-    By script first; languages that share a script are told apart by their commonest words. Text too short to tell has
-    its script's default language.
-    """
-    if len(text) > 24_000:  # from three places, because a title page or a licence may be in another language
-        middle = len(text) // 2
-        text = f"{text[:8000]} {text[middle : middle + 8000]} {text[-8000:]}"
-    if text.isascii():
-        counts = {"Latin": sum(map(str.isalpha, text))}
-    else:
-        counts = {script: len(letters.findall(text)) for script, letters in _LETTERS.items()}
-    # A character of these stands for several letters of an alphabet.
-    for dense, letters in (("Han", 3), ("Kana", 2), ("Hangul", 2)):
-        counts[dense] = letters * counts.get(dense, 0)
-    script = max(counts, key=counts.__getitem__)
-    if not counts[script]:
-        return ""
-    if script in ("Han", "Kana"):
-        return "ja" if counts["Kana"] * 10 > counts["Han"] else "zh"
-    likeness: dict[str, float] = {}
-    tellers = _tellers(script)
-    for word in _WORDS.findall(text.casefold()):
-        for candidate in tellers.get(word, ()):
-            # A word that several languages have tells less of each.
-            likeness[candidate] = likeness.get(candidate, 0) + 1 / len(tellers[word])
-    best, most = max(likeness.items(), key=lambda pair: pair[1], default=("", 0))
-    return best if most > 1 else _DEFAULT_OF[script]  # one word may be a name, or chance
-
-
-@cache
-def _tellers(script: str) -> dict[str, tuple[str, ...]]:
-    """Each common word of a script's languages, with those that have it."""
-    found: dict[str, tuple[str, ...]] = {}
-    for tongue, common in STOP_WORDS.items():
-        for word in common if _SCRIPT_OF.get(tongue, "Latin") == script else ():
-            found[word] = (*found.get(word, ()), tongue)
-    return found
-
 
 def indexed(text: str, language: str = DEFAULT) -> str:
     """What an index sees of `text`: its terms in order, and pieces of its longer words, joined by spaces."""
@@ -234,12 +72,15 @@ def terms(text: str, language: str = DEFAULT) -> list[str]:
 def weighted(text: str, languages: Collection[str] = (DEFAULT,)) -> dict[str, float]:
     """The terms of a question with their weights: how often each stands in it, pieces of words counting less.
 
-    Analysed in each of `languages`; a term that several of them give counts once. The stop words of the language that the
-    question seems to be in are left out of all: an English "the" would be a rare and telling word to a Spanish document.
+    Analysed in each of `languages` (commonest first) that is written in the question's script, or, if these are many, in
+    the one that it seems to be in and the commonest MOST_LANGUAGES - 1 others; a term that several give counts once. The
+    stop words of the language that it seems to be in are left out of all: an English "the" would be a rare and telling
+    word to a Spanish document.
     """
-    tongues = sorted(_tongues(languages))
+    own, tongues = _tongues(text, languages)
     if len(tongues) > 1:
-        text = _without_stop_words(text, tongues)
+        dropped = frozenset().union(*(STOP_WORDS[tongue] for tongue in own))
+        text = _WORDS.sub(lambda match: " " if match.group().casefold() in dropped else match.group(), text)
     found: dict[str, float] = {}
     for tongue in tongues:
         for term, count in Counter(indexed(text, tongue).split()).items():
@@ -254,17 +95,18 @@ def words(text: str) -> Iterator[tuple[str, int, int]]:
         yield match.group(), match.start(), match.end()
 
 
-def _tongues(languages: Collection[str]) -> set[str]:
-    """Languages that give different stems; what has no stemmer and no stop words is analysed like English."""
-    return {tongue for tongue in languages if tongue in STOP_WORDS} or {DEFAULT}
-
-
-def _without_stop_words(text: str, tongues: Collection[str]) -> str:
-    found = Counter(word.casefold() for word, _, _ in words(text))
-    hits = {tongue: sum(found[word] for word in STOP_WORDS[tongue] if word in found) for tongue in tongues}
+def _tongues(text: str, languages: Collection[str]) -> tuple[list[str], list[str]]:
+    """Languages that the text seems to be in, and those that it is to be analysed in, each once."""
+    written = scripts(text)
+    # What has no stemmer and no stop words gives the terms that any of them gives.
+    fits = [tongue for tongue in languages if tongue in STOP_WORDS and script_of(tongue) in written]
+    if len(fits) < 2:
+        return fits, fits or [DEFAULT]
+    found = [word.casefold() for word, _, _ in words(text)]
+    hits = {tongue: sum(word in STOP_WORDS[tongue] for word in found) for tongue in fits}
     most = max(hits.values())
-    dropped = set().union(*(STOP_WORDS[tongue] for tongue, count in hits.items() if count == most)) if most else set()
-    return _WORDS.sub(lambda match: " " if match.group().casefold() in dropped else match.group(), text)
+    own = [tongue for tongue in fits if hits[tongue] == most] if most else []
+    return own, list(dict.fromkeys([*own[:1], *fits]))[:MOST_LANGUAGES]
 
 
 class _Memo(dict[bytes, str]):
@@ -275,12 +117,12 @@ class _Memo(dict[bytes, str]):
 
     def __init__(self, language: str) -> None:
         self.language = language
-        self.own_script = _SCRIPT_OF.get(language, "Latin")
+        self.of_latin = tongue_of("a", language)
 
     def __missing__(self, chunk: bytes) -> str:
         out: list[str] = []
         if chunk.isalpha() and (chunk.islower() or chunk.istitle()):  # most words, for which this saves half the time
-            self._simple_word(chunk.decode().lower(), self.language if self.own_script == "Latin" else DEFAULT, out)
+            self._simple_word(chunk.decode().lower(), self.of_latin, out)
         else:
             text = chunk.decode("utf-8", "surrogatepass")
             if not text.isascii():
@@ -317,9 +159,9 @@ class _Memo(dict[bytes, str]):
             for hump in humps:
                 self._word(hump, out)
         word = word.casefold().replace("’", "'")
-        tongue = self._tongue(word)
+        tongue = tongue_of(word, self.language)
         if "'" in word:
-            if tongue in _ELIDES:
+            if tongue in ELIDES:
                 for part in word.split("'"):
                     self._simple_word(part, tongue, out)
                 return
@@ -333,8 +175,8 @@ class _Memo(dict[bytes, str]):
         if word.isdecimal():
             out.append(word)
             return
-        stemmer = _stemmer(tongue)
-        stem = stemmer.stemWord(word) if stemmer else word
+        snowball = stemmer(tongue)
+        stem = snowball.stemWord(word) if snowball else word
         if not stem.isascii():
             stem = _fold(stem, tongue)
         out.append(stem)
@@ -344,16 +186,6 @@ class _Memo(dict[bytes, str]):
             out.extend([PIECE + stem[i : i + GRAM_CHARS] for i in range(len(stem) - GRAM_CHARS + 1)])
         elif len(stem) >= BEGINNING_CHARS:
             out.append(PIECE + stem[:BEGINNING_CHARS])
-
-    def _tongue(self, word: str) -> str:
-        """The document's language, or the default of the word's own script."""
-        first = word[0]
-        if "a" <= first <= "z":
-            return self.language if self.own_script == "Latin" else DEFAULT
-        for script, letters in _LETTERS.items():
-            if letters.match(first):
-                return self.language if script == self.own_script else _DEFAULT_OF[script]
-        return self.language
 
 
 def _number(token: str) -> Iterator[str]:
@@ -366,7 +198,7 @@ def _number(token: str) -> Iterator[str]:
 
 
 def _fold(word: str, tongue: str) -> str:
-    if tongue in _KEEPS_MARKS:
+    if tongue in KEEPS_MARKS:
         return word
     bare = "".join(c for c in unicodedata.normalize("NFD", word) if c not in _MARKS)
     return unicodedata.normalize("NFC", bare).replace("ł", "l").replace("ø", "o").replace("đ", "d")
@@ -376,18 +208,11 @@ def _fold(word: str, tongue: str) -> str:
 _MARKS = frozenset("\u0300\u0301\u0302\u0303\u0304\u0307\u0308\u030a\u030b\u030c\u0327\u0328\u0323\u0326")
 
 _MEMOS: dict[str, _Memo] = {}
-_STEMMERS: dict[str, Stemmer.Stemmer] = {}
 
 
 def _memo(tongue: str) -> _Memo:
     found = _MEMOS.get(tongue)
     return found if found is not None else _MEMOS.setdefault(tongue, _Memo(tongue))
-
-
-def _stemmer(tongue: str) -> Stemmer.Stemmer | None:
-    if tongue not in _STEMMERS and tongue in _SNOWBALL:
-        _STEMMERS[tongue] = Stemmer.Stemmer(_SNOWBALL[tongue], 0)
-    return _STEMMERS.get(tongue)
 
 
 # A sentence ends at its mark, at a blank line, or where the next line begins a list item, a heading, a quote or a table

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from rag.corpus import formats
-from rag.corpus.analysis import language
+from rag.corpus.languages import language
 from rag.corpus.outline import Section
 from rag.errors import DocumentError
 

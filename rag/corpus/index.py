@@ -10,6 +10,7 @@ set of statistics: N and n are counted over all of them, so their scores compare
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ class Index(Protocol):
 
     @property
     def languages(self) -> Collection[str]:
-        """Of its passages, as ISO 639-1 codes."""
+        """Of its passages, as ISO 639-1 codes, the commonest first."""
         ...
 
     async def search(self, query: Query | str, top_k: int) -> list[Hit]:
@@ -89,7 +90,9 @@ class Engine(Protocol):
     """Passages and their term statistics; ranks them by weights that the caller has made of joint statistics."""
 
     @property
-    def languages(self) -> Collection[str]: ...
+    def languages(self) -> Mapping[str, int]:
+        """How many passages are in each."""
+        ...
 
     @property
     def name(self) -> str:
@@ -118,7 +121,10 @@ class BM25Index:
     def __init__(self, engines: Sequence[Engine] = ()) -> None:
         self._engines = [engine for engine in engines if len(engine)]
         self._size = sum(len(engine) for engine in self._engines)
-        self.languages = frozenset(language for engine in self._engines for language in engine.languages)
+        counts: Counter[str] = Counter()
+        for engine in self._engines:
+            counts.update(engine.languages)
+        self.languages = tuple(language for language, _ in counts.most_common())
         total = sum(engine.average_length * len(engine) for engine in self._engines)
         fixed = [engine for engine in self._engines if isinstance(engine, TantivyEngine)]
         # tantivy has its own average only; beside its many passages, a session's few hardly change it.
@@ -179,7 +185,7 @@ class SmallEngine:
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self.passages = tuple(passages)
-        self.languages = frozenset(passage.language for passage in self.passages)
+        self.languages = Counter(passage.language for passage in self.passages)
         # rank-bm25 divides by the number of passages.
         self._okapi = _Okapi([seen(p).split() for p in self.passages], k1=K1, b=B) if self.passages else None
         self.average_length = float(self._okapi.avgdl) if self._okapi else 1.0
@@ -215,7 +221,7 @@ class TantivyEngine:
 
     name = "tantivy"
 
-    def __init__(self, shelf: Shelf, folder: Path | None = None, *, languages: Collection[str]) -> None:
+    def __init__(self, shelf: Shelf, folder: Path | None = None, *, languages: Mapping[str, int]) -> None:
         schema = tantivy.SchemaBuilder()
         schema.add_text_field("terms", tokenizer_name="whitespace", index_option="freq")
         schema.add_unsigned_field("number", fast=True, indexed=True)
@@ -227,7 +233,7 @@ class TantivyEngine:
         self._index = tantivy.Index(self._schema, path=str(folder) if folder else None)
         self.folder = folder
         self._shelf = shelf
-        self.languages = frozenset(languages)
+        self.languages = languages
         self._look()
 
     def __len__(self) -> int:
@@ -274,9 +280,9 @@ class TantivyEngine:
             writer.wait_merging_threads()
         self._look()
 
-    def look_again(self, languages: Collection[str]) -> None:
+    def look_again(self, languages: Mapping[str, int]) -> None:
         """See what another process has changed."""
-        self.languages = frozenset(languages)
+        self.languages = languages
         self._look()
 
     def _look(self) -> None:
@@ -305,7 +311,7 @@ def engine(passages: Sequence[Passage]) -> Engine:
     """The engine for passages that stay in memory."""
     if len(passages) <= SMALL:
         return SmallEngine(passages)
-    large = TantivyEngine(Pile(passages), languages={passage.language for passage in passages})
+    large = TantivyEngine(Pile(passages), languages=Counter(passage.language for passage in passages))
     large.change((), ((number, 0, passage) for number, passage in enumerate(passages)))
     return large
 

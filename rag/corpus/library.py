@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -400,7 +400,7 @@ def new_reader(settings: Settings) -> Reader:
 
 
 def stored_engine(
-    store: Store, home: Path, now: Engine | None = None, *, languages: Collection[str] | None = None
+    store: Store, home: Path, now: Engine | None = None, *, languages: Mapping[str, int] | None = None
 ) -> Engine:
     """The engine for what a store holds; `now` is the one in use, which is changed rather than built anew if it can be.
 

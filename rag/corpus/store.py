@@ -189,12 +189,12 @@ class Store:
         """How many passages there are."""
         return int(self._read("SELECT count(*) FROM passages")[0][0])
 
-    def languages(self) -> set[str]:
-        """Of its documents: a handful, found without looking at a passage."""
+    def languages(self) -> dict[str, int]:
+        """How many passages are in each language; told by the reports, without looking at a passage."""
         rows = self._read(
-            "SELECT DISTINCT json_extract(report, '$.language') FROM files WHERE json_extract(report, '$.passages') > 0"
+            "SELECT json_extract(report, '$.language'), sum(json_extract(report, '$.passages')) FROM files GROUP BY 1"
         )
-        return {language for (language,) in rows}
+        return {language: count for language, count in rows if count}
 
     def all(self) -> list[Passage]:
         """Every passage, by source and place."""

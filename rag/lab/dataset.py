@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rag.corpus import analysis
 from rag.corpus.documents import Passage
+from rag.corpus.languages import language
 from rag.errors import UserError
 
 
@@ -62,10 +62,10 @@ def _squad(path: Path) -> Dataset:
     for number, article in enumerate(articles):
         source = str(article.get("title", number))
         contexts = [paragraph["context"] for paragraph in article["paragraphs"]]
-        language = analysis.language("\n".join(contexts))
+        tongue = language("\n".join(contexts))
         passages = []
         for place, paragraph in enumerate(article["paragraphs"]):
-            passages.append(_passage(f"{source}:{place}", source, paragraph["context"], language))
+            passages.append(_passage(f"{source}:{place}", source, paragraph["context"], tongue))
             for question in paragraph["qas"]:
                 answers = tuple(dict.fromkeys(answer["text"] for answer in question["answers"]))
                 answerable = not question.get("is_impossible", False)
@@ -107,7 +107,7 @@ def _beir(path: Path) -> Dataset:
             passages = []
             for line in block:
                 text = f"{line.get('title', '')}\n{line['text']}".strip()
-                passages.append(_passage(str(line["_id"]), source, text, analysis.language(text)))
+                passages.append(_passage(str(line["_id"]), source, text, language(text)))
             yield source, passages
 
     return Dataset(f"{path.name} ({splits[0].stem})", cases, documents)

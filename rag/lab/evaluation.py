@@ -11,6 +11,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,14 +21,12 @@ from typing import Any
 import numpy as np
 import psutil
 import Stemmer
-import tantivy
 from rank_bm25 import BM25Okapi
 from rich.table import Table
 
 from rag import __version__, terminal
-from rag.corpus import analysis
 from rag.corpus.documents import Ingest, Passage
-from rag.corpus.index import B, BM25Index, K1, engine
+from rag.corpus.index import K1, B, BM25Index, engine
 from rag.corpus.library import new_reader, stored_engine
 from rag.corpus.store import Store
 from rag.lab.dataset import Case, Dataset, passages
@@ -77,7 +76,7 @@ def retrieval(dataset: Dataset, settings: Settings) -> Report:
         home = Path(folder)
         before_mb = process.memory_info().rss / 1e6
         store = Store(home / "passages.sqlite", made_with="evaluation")
-        languages: set[str] = set()
+        languages: Counter[str] = Counter()
         stored_s = 0.0
         for source, found in dataset.documents():
             began = time.perf_counter()
@@ -137,7 +136,9 @@ def scores(rankings: Sequence[Sequence[str]], relevant: Sequence[Collection[str]
 async def _upload(index: BM25Index, shared: Any, store: Store, settings: Settings) -> dict[str, float]:
     """Milliseconds from an upload's bytes to the first search that finds it, beside all the others."""
     word = "zyzzogeton"
-    texts = [f"{passage.text[: settings.passage_chars - 40]} {word}." for _, passage in zip(range(UPLOAD_PASSAGES), _some(store))]
+    numbers = range(1, UPLOAD_PASSAGES + 1)
+    held = [passage.text for passage in store.passages(numbers) if passage is not None]
+    texts = [f"{text[: settings.passage_chars - 40]} {word}." for text in held]
     data = "\n\n".join(f"# {number}\n\n{text}" for number, text in enumerate(texts)).encode()
     figures = {}
     with new_reader(settings) as reader:
@@ -147,13 +148,9 @@ async def _upload(index: BM25Index, shared: Any, store: Store, settings: Setting
             joined = BM25Index([shared, engine(read)])
             hits = await joined.search(word, 3)
             figures[name] = (time.perf_counter() - began) * 1000
-            assert hits and hits[0].passage.source == "upload.md", "what was uploaded is found"
+            assert [hit.passage.source for hit in hits[:1]] == ["upload.md"], "what was uploaded is found"
         figures["upload_passages"] = len(read)
     return figures
-
-
-def _some(store: Store) -> list[Passage]:
-    return [passage for passage in store.passages(range(1, 2 * UPLOAD_PASSAGES)) if passage is not None]
 
 
 def _plain(found: Sequence[Passage], cases: Sequence[Case]) -> dict[str, float]:

@@ -5,31 +5,28 @@ door decides anything. Knows the order of the work and who answers when somebody
 worded and what makes a draft good are other rooms' business.
 """
 
-import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from rag.corpus.index import Hit
+from rag.corpus.analysis import PIECE
+from rag.corpus.index import Hit, Query
 from rag.errors import ModelError, RagError, UserError
 from rag.models.backend import Draft, Message, Waiting
 from rag.models.legs import SPOKEN, Leg, Legs
 from rag.settings import Mode, Settings
 from rag.trace import Trace
-from rag.turn import citations, confidence, prompt
+from rag.turn import citations, confidence, overview, prompt, rewriting
 from rag.turn.citations import Citation
 from rag.turn.confidence import Verdict
+from rag.turn.overview import Overview
 from rag.turn.prompt import Prompt
 from rag.turn.session import Exchange, Session
 
-# A question about a document as a whole shares no words with it.
-_ABOUT_DOCUMENT = re.compile(
-    r"\b(summar\w+|overview|gist"
-    r"|(?:this|the|that|my|attached|uploaded) (?:\w+ )?(?:file|document|text|paper|pdf|upload|attachment)"
-    r"|(?:what(?:'s| is| are) (?:this|that|it|these) about))\b|總結|摘要|這(?:份|個)?(?:文件|檔案)",
-    re.IGNORECASE,
-)
+# Documents that have just changed are worth a short wait; the first ones of all, a longer one.
+SETTLE_S = 2.0
+SETTLE_FIRST_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ async def answer(
         yield Failed(error)
     finally:
         if not finished and turn.shown:
-            session.remember(Exchange(id, turn.question, turn.query, turn.shown))
+            session.remember(Exchange(id, turn.question, str(turn.query), turn.shown))
 
 
 class _Work:
@@ -159,7 +156,7 @@ class _Work:
         self, question: str, session: Session, legs: Legs, settings: Settings, mode: Mode, id: str, trace: Trace
     ) -> None:
         self.question = question
-        self.query = question
+        self.query = Query(question)
         self.session = session
         self.legs = legs
         self.settings = settings
@@ -168,6 +165,7 @@ class _Work:
         self.trace = trace
         self.index = session.attachments.index
         self.hits: tuple[Hit, ...] = ()
+        self.overview: Overview | None = None
         self.drafts: list[Draft] = []
         self.prompts: dict[str, Prompt] = {}
         self.notes: list[str] = []
@@ -177,20 +175,34 @@ class _Work:
     async def run(self) -> AsyncGenerator[Event, None]:
         self._check()
 
-        # 1. A follow-up becomes a question that stands alone.
-        if self.session.history:
-            with self.trace.span("rewrite"):
-                self.query = prompt.standalone(self.question, self.session.history)
+        # 1. What has changed on disk is found by the question that is asked next, unless it is too much to wait for.
+        async with aclosing(self._settle()) as events:
+            async for event in events:
+                yield event
 
-        # 2. Find passages; where they leave most of the question open, no model is asked to invent.
-        yield Phase("retrieve", f"Searching {len(self.index):,} passages")
-        with self.trace.span("retrieve"):
-            self.hits = tuple(await self.index.search(self.query, self.settings.top_k))
-            covered = confidence.coverage(self.query, self.hits[: self.settings.llm_passages], self.index.idf)
-            silent = not self.hits or covered < self.settings.min_coverage
-            if silent and (opening := self._opening()):
-                self.hits, silent = opening, False
-        yield Retrieved(self.query, self.hits)
+        # 2. Find passages; where they leave most of the question open, no model is asked to invent. A follow-up carries
+        # words over from the conversation; a question about a document as a whole is not searched for.
+        with self.trace.span("rewrite"):
+            attached = self.session.attachments
+            talking = bool(self.session.history)
+            self.overview = overview.find(self.question, attached, attached.library, talking=talking)
+            if self.overview is None:
+                self.query = rewriting.rewrite(
+                    self.question, self.session.history, self.index.idf, self.index.languages
+                )
+        if self.overview is not None:
+            yield Phase("retrieve", f"Reading the outline of {self.overview.name}")
+            self.hits, silent, covered = self.overview.hits, False, 1.0
+        else:
+            yield Phase("retrieve", f"Searching {len(self.index):,} passages")
+            with self.trace.span("retrieve"):
+                self.hits = tuple(await self.index.search(self.query, self.settings.top_k))
+                # Words carried over help to find; that the passages lack some of them is no reason to be silent.
+                read = self.hits[: self.settings.llm_passages]
+                forms = dict.fromkeys((self.question, str(self.query)))
+                covered = max(confidence.coverage(form, read, self.index.idf) for form in forms)
+                silent = not self.hits or covered < self.settings.min_coverage
+        yield Retrieved(str(self.query), self.hits)
         if silent:
             reason = f"the documents cover {covered:.0%} of the question's words"
             silence = Verdict(0.0, self.settings.min_coverage, False, reason)
@@ -230,7 +242,7 @@ class _Work:
                 verdict = confidence.judge(
                     draft,
                     self.question,
-                    self.query,
+                    str(self.query),
                     self.hits,
                     self.prompts["slm"].evidence,
                     self.index.idf,
@@ -265,14 +277,25 @@ class _Work:
                 " Shorten it, or attach the text as a file."
             )
 
-    def _opening(self) -> tuple[Hit, ...]:
-        """The first passages of the newest upload, for a question about the document as a whole."""
-        sources = self.session.attachments.sources
-        if not sources or not _ABOUT_DOCUMENT.search(self.question):
-            return ()
-        return tuple(
-            Hit(passage, 0.0) for passage in self.session.attachments.opening(sources[-1])[: self.settings.top_k]
-        )
+    async def _settle(self) -> AsyncGenerator[Event, None]:
+        """Wait a little for documents that are being read."""
+        library = self.session.attachments.library
+        if library.reading is not None:
+            yield Phase("read", f"Reading documents: {library.reading.words}")
+            with self.trace.span("read"):
+                limit_s = SETTLE_S if len(self.session.attachments.index) else SETTLE_FIRST_S
+                settled = await library.settled(limit_s)
+            if not settled and (reading := library.reading) is not None:
+                told = f"{reading.done:,} of {reading.total:,}" if reading.total else reading.words
+                self.notes.append(f"Still reading documents ({told}): the answer knows only those.")
+        self.index = self.session.attachments.index
+
+    def _asked(self) -> dict[str, float]:
+        """The query's terms and what each tells."""
+        if self.overview is not None:
+            return {}
+        weights = self.query.weights(self.index.languages)
+        return {t: weight * self.index.idf(t) for t, weight in weights.items() if not t.startswith(PIECE)}
 
     async def _ask(self, leg: Leg) -> AsyncGenerator[Event, None]:
         """One leg writes; its draft is added to `drafts`. A draft that broke off is not."""
@@ -290,12 +313,14 @@ class _Work:
                             yield Phase("load", f"Waiting for the {SPOKEN[leg.name]}: {state.words}")
             backend = await leg.backend()
             with self.trace.span("prompt", leg.name):
-                leaning = self.query != self.question
+                leaning = bool(self.query.context)
                 self.prompts[leg.name] = built = prompt.build(
                     self.question,
                     self.hits,
                     # A small model is led astray by turns that the question does not lean on.
                     self.session.history if large or leaning else (),
+                    asked=self._asked(),
+                    outline=self.overview.outline if self.overview else "",
                     large=large,
                     passages=leg.passages,
                     evidence_tokens=self.settings.evidence_tokens,
@@ -321,7 +346,7 @@ class _Work:
         refused = draft is None or confidence.is_refusal(draft.text)
         cited: tuple[Citation, ...] = ()
         if draft is None or refused:
-            text = _not_found(self.hits)
+            text = _only_outline(self.overview) if self.overview else _not_found(self.hits)
         else:
             with self.trace.span("cite"):
                 resolved = citations.resolve(draft.text, self.prompts[draft.leg].evidence, self.index.idf)
@@ -336,7 +361,7 @@ class _Work:
         self.shown = text
         turn = Turn(
             question=self.question,
-            query=self.query,
+            query=str(self.query),
             mode=self.mode,
             answer=text,
             model=draft.model if draft else None,
@@ -351,7 +376,7 @@ class _Work:
             messages={leg: built.messages for leg, built in self.prompts.items()},
             trace=self.trace,
         )
-        self.session.remember(Exchange(self.id, self.question, self.query, text))
+        self.session.remember(Exchange(self.id, self.question, str(self.query), text))
         return Answered(turn)
 
 
@@ -362,6 +387,10 @@ def _not_here(leg: Leg) -> str | None:
     if leg.state.phase == "absent" and not leg.installed:
         return f"The {SPOKEN[leg.name]} is not here yet. Fetch it with: smallfirst models pull {leg.model}"
     return None
+
+
+def _only_outline(overview: Overview) -> str:
+    return f"No model could sum this up. The outline of {overview.name}:\n\n{overview.outline}"
 
 
 def _not_found(hits: Sequence[Hit]) -> str:

@@ -1,17 +1,18 @@
-"""Question, hits and history to messages inside a token budget; follow-up rewriting.
+"""Question, hits and history to messages inside a token budget.
 
-Knows how a prompt is worded and how long it may be; knows no model and no server. Tokens are estimated without a
+Knows how a prompt is worded and how long it may be; which of the hits are worth reading is `evidence`'s. Knows no model and
+no server. Tokens are estimated without a
 tokenizer, on the safe side, because a remote model's tokenizer is not here.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rag.corpus.analysis import terms
+from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
 from rag.models.backend import Message
+from rag.turn import evidence
 from rag.turn.session import Exchange
 
 # The wording that was measured on our own models; a small model follows a short one better.
@@ -27,13 +28,9 @@ SYSTEM_LARGE = (
     " If they do not contain the answer, reply exactly: I don't know."
 )
 
-# A question that begins or turns with these leans on the one before it.
-_LEANS = re.compile(
-    r"^\s*(and|but|so|then|also|what about|how about|why\s*\??$|how so|which one|really)\b"
-    r"|\b(it|its|they|them|their|this|that|these|those|he|she|him|her|his|the (?:same|former|latter|other)s?)\b"
-    r"|^\s*(那|那麼|它|他們|這|為什麼\s*[？?]?$)",
-    re.IGNORECASE,
-)
+# For a question about a document as a whole a leg reads so much for each passage that it reads otherwise: the outline and
+# many first sentences instead of a few paragraphs.
+OUTLINED_TOKENS = 400
 
 
 @dataclass(frozen=True)
@@ -44,20 +41,7 @@ class Prompt:
     evidence: tuple[Hit, ...]
     """The passages in it, in the order of their numbers [1], [2], ..."""
     ledger: dict[str, Any]
-    """Estimated tokens, passages and turns that went in, and how many were left out."""
-
-
-def standalone(question: str, history: Sequence[Exchange]) -> str:
-    """The question in a form that can be searched for without the conversation.
-
-    Only a question that leans on the one before it is changed: the earlier query's terms that it lacks are added, which
-    is all that BM25 needs.
-    """
-    if not history or not (_LEANS.search(question) or len(terms(question)) < 2):
-        return question
-    earlier, own = history[-1].query, set(terms(question))
-    missing = [word for word in re.findall(r"\S+", earlier) if any(term not in own for term in terms(word))]
-    return f"{question} {' '.join(missing)}".strip()
+    """Estimated tokens, passages and turns that went in, and how many were left out, and why."""
 
 
 def build(
@@ -65,33 +49,42 @@ def build(
     hits: Sequence[Hit],
     history: Sequence[Exchange],
     *,
+    asked: Mapping[str, float],
     large: bool,
     passages: int,
     evidence_tokens: int,
     history_turns: int,
     context_tokens: int | None,
     max_tokens: int,
+    outline: str = "",
 ) -> Prompt:
     """Messages for one leg: instructions, earlier turns, then evidence and question.
 
     What changes least stands first, because a server keeps the longest prefix that it has read before. The best passage
-    is always there, cut to the budget if it must be; worse ones and older turns are left out first.
+    is always there, cut to the budget if it must be; worse ones and older turns are left out first. `asked` are the query's
+    terms and what each tells. With an `outline`, the question is about documents as a whole: the outline stands before the
+    passages, and tokens alone limit how many there are.
     """
     system = SYSTEM_LARGE if large else SYSTEM
     window = (context_tokens or 1 << 30) - max_tokens - estimate_tokens(system) - estimate_tokens(question) - 64
     budget = max(64, min(evidence_tokens, window))
-    evidence: list[Hit] = []
+    if outline:
+        budget = min(budget, OUTLINED_TOKENS * passages)
+        outline = _cut(outline, budget // 2)
+        passages = len(hits)
+    used = estimate_tokens(outline) if outline else 0
+
+    def tokens(passage: Passage) -> int:
+        return estimate_tokens(_block(1, passage, numbered=large))
+
+    chosen = evidence.select(hits, asked, passages=passages, budget_tokens=budget - used, tokens=tokens)
     blocks: list[str] = []
-    used = 0
-    for hit in hits[:passages]:
-        block = _block(len(evidence) + 1, hit, numbered=large)
+    for hit in chosen.hits:
+        block = _block(len(blocks) + 1, hit.passage, numbered=large)
         cost = estimate_tokens(block)
-        if used + cost > budget:
-            if evidence:
-                break
-            block = block[: int(len(block) * budget / cost)]
+        if used + cost > budget and not blocks:
+            block = block[: int(len(block) * (budget - used) / cost)]
             cost = estimate_tokens(block)
-        evidence.append(hit)
         blocks.append(block)
         used += cost
 
@@ -111,18 +104,21 @@ def build(
         kept += 1
 
     label = "Passages" if large else "Context"
-    content = f"{label}:\n{chr(10).join(blocks)}\n\nQuestion: {question}"
+    about = f"Outline:\n{outline}\n\n" if outline else ""
+    content = f"{about}{label}:\n{chr(10).join(blocks)}\n\nQuestion: {question}"
     messages = [{"role": "system", "content": system}, *turns, {"role": "user", "content": content}]
     ledger = {
         "prompt_tokens_estimated": sum(estimate_tokens(m["content"]) for m in messages),
         "evidence_tokens_estimated": used,
         "window_tokens": context_tokens,
-        "passages_sent": len(evidence),
-        "passages_left_out": len(hits) - len(evidence),
+        "passages_sent": len(chosen.hits),
+        "passages_merged": chosen.merged,
+        "passages_left_out": sum(chosen.left_out.values()),
+        "left_out": chosen.left_out,
         "turns_sent": kept,
         "turns_left_out": len(history) - kept,
     }
-    return Prompt(messages, tuple(evidence), ledger)
+    return Prompt(messages, chosen.hits, ledger)
 
 
 def estimate_tokens(text: str) -> int:
@@ -131,8 +127,16 @@ def estimate_tokens(text: str) -> int:
     return latin // 3 + (len(text) - latin) + 1
 
 
-def _block(number: int, hit: Hit, *, numbered: bool) -> str:
-    heading = " › ".join(hit.passage.heading)
+def _cut(outline: str, most_tokens: int) -> str:
+    """As many whole lines as fit, from the top; the first one always."""
+    lines = outline.split("\n")
+    while len(lines) > 1 and estimate_tokens("\n".join(lines)) > most_tokens:
+        lines.pop()
+    return "\n".join(lines)
+
+
+def _block(number: int, passage: Passage, *, numbered: bool) -> str:
+    heading = " › ".join(passage.heading)
     if numbered:
-        return f"[{number}] {hit.passage.place}\n{hit.passage.text}\n"
-    return f"{heading}\n{hit.passage.text}" if heading else hit.passage.text
+        return f"[{number}] {passage.place}\n{passage.text}\n"
+    return f"{heading}\n{passage.text}" if heading else passage.text

@@ -68,7 +68,8 @@ _TONGUES = {
         verbs=_any("ist sind war waren hat haben hatte kann können wird werden wurde wurden gibt gab soll muss darf"),
     ),
     "fr": _Tongue(
-        pronouns=r"\bils?\b(?! (?:y a|faut|existe))|\b(?:elles?|lui|leur|cette|cet|ces|cela|ça|celui-ci|celle-ci|ceux-ci)\b",
+        pronouns=r"\bils?\b(?! (?:y a|faut|existe))|\b(?:elles?|lui|leur|cette|cet|ces|cela|ça|celui-ci|celle-ci"
+        r"|ceux-ci)\b",
         possessives=_any("son sa ses leur leurs"),
         joins=_any("et mais alors donc puis aussi ou"),
         turns=r"qu'en est-il\b|pourquoi\W*$|depuis quand\W*$",
@@ -86,7 +87,8 @@ _TONGUES = {
     "ru": _Tongue(
         pronouns=r"(?<!что )\bэто\b|"
         + _any(
-            "он она оно они ему ей им ними ним нём нем ней них этот эта эти этого этой этом этих этому этим этими эту там"
+            "он она оно они ему ей им ними ним нём нем ней них этот эта эти этого этой этом этих этому этим"
+            " этими эту там"
         ),
         possessives=_any("его её ее их"),
         joins=_any("а и но или тогда ещё еще также"),
@@ -95,7 +97,8 @@ _TONGUES = {
         verbs=_any("есть был была было были может могут такое такой такая"),
     ),
     "zh": _Tongue(
-        pronouns=r"[它他她牠]|[這这](?!樣的話)|那(?=[個个些種种裡里邊边時时麼么])|(?<![應应活])[該该]|(?<![因如彼])此(?!外)|其(?![他它餘余實实中])",
+        pronouns=r"[它他她牠]|[這这](?!樣的話)|那(?=[個个些種种裡里邊边時时麼么])|(?<![應应活])[該该]"
+        r"|(?<![因如彼])此(?!外)|其(?![他它餘余實实中])",
         joins=r"那|而|所以|可是|但|還有|还有|另外|然後|然后",
         turns=r".{0,12}呢\W*$|為什麼\W*$|为什么\W*$|怎麼說\W*$",
     ),
@@ -111,16 +114,22 @@ _PATTERNS = {
 
 _CJK = re.compile("[\u2e80-\u9fff\uf900-\ufaff]+")
 # A name: letters with a digit or an inner mark, capitals inside a word, or a capital where no sentence begins.
-_NAME = re.compile(r"\b(?=\w*[^\W\d])(?=\w*\d)\w+|\b\w+[_./]\w+\b|\b[^\W\d_]+-\d|\b\w*[^\W\d_][A-Z]\w*|(?<=[\w,;:»\"'’)] )[^\W\d_a-zß-öø-ÿа-яё]\w+")
+_NAME = re.compile(
+    r"\b(?=\w*[^\W\d])(?=\w*\d)\w+|\b\w+[_./]\w+\b|\b[^\W\d_]+-\d|\b\w*[^\W\d_][A-Z]\w*|(?<=[\w,;:»\"'’)]"
+    r" )[^\W\d_a-zß-öø-ÿа-яё]\w+"
+)
 _ASKING = re.compile(
-    r"\b(?:what|which|who|whom|whose|when|where|how|was|welche[rsmn]?|wer|wann|wo|wie|wieviele?|combien|quel(?:le)?s?|quand|où|qui"
-    r"|comment|cuál(?:es)?|cuándo|cuántos?|cuántas?|cuánto|dónde|quién(?:es)?|qué|cómo|какой|какая|какие|какое|кто|когда"
+    r"\b(?:what|which|who|whom|whose|when|where|how|was|welche[rsmn]?|wer|wann|wo|wie|wieviele?|combien"
+    r"|quel(?:le)?s?|quand|où|qui"
+    r"|comment|cuál(?:es)?|cuándo|cuántos?|cuántas?|cuánto|dónde|quién(?:es)?|qué|cómo|какой|какая|какие|какое"
+    r"|кто|когда"
     r"|где|сколько|как)\b|多少|幾|几|誰|谁|哪|何時|何时|いくら|いつ|どこ|誰|何",
     re.IGNORECASE,
 )
 # Words of Chinese and Japanese questions that carry no subject; their analysis has shingles and no stop words.
 _EMPTY = re.compile(
-    "什麼|什么|甚麼|多少|如何|怎麼|怎么|怎樣|怎样|為何|为何|哪一|哪些|哪裡|哪里|哪|誰|谁|幾|几|是否|[是的了嗎吗呢有在和與与會会]"
+    "什麼|什么|甚麼|多少|如何|怎麼|怎么|怎樣|怎样|為何|为何|哪一|哪些|哪裡|哪里|哪|誰|谁|幾|几|是否"
+    "|[是的了嗎吗呢有在和與与會会]"
     "|ですか|ますか|でした|です|ます|とは|なぜ|どの|どう|いつ|どこ|いくら|何|[はがをにでとのもか]"
 )
 _MARKER = re.compile(r"\[\d+\]")
@@ -179,7 +188,11 @@ def leans(question: str) -> bool:
         text = re.sub(r"(?<=\w )(?:Sie|Ihnen|Ihr\w*)\b", "", text)
     lower = text.casefold().replace("’", "'")
     # A name after the first word; in German every noun would be one.
-    name = _NAME.search(text) if tongues != ["de"] else re.search(r"\b\w*\d\w*[^\W\d]|\b\w+[_./]\w+\b|\b[^\W\d_]+-\d|\b\w*[a-z][A-Z]", text)
+    name = (
+        _NAME.search(text)
+        if tongues != ["de"]
+        else re.search(r"\b\w*\d\w*[^\W\d]|\b\w+[_./]\w+\b|\b[^\W\d_]+-\d|\b\w*[a-z][A-Z]", text)
+    )
     start = lower.lstrip(_EDGES + " ")
     for tongue in tongues:
         of = _PATTERNS[tongue]
@@ -231,21 +244,21 @@ def _content(text: str, tongue: str) -> set[str]:
 
 
 def _tongues(text: str) -> list[str]:
-    """Whose ways of leaning apply: the languages that have most of the question's words; one word can be of several."""
+    """Whose ways of leaning apply: the languages that have most of the question's words; one word can be of"
+    " several."""
     if runs := _CJK.findall(text):
         return ["ja"] if any("\u3040" <= c <= "\u30ff" for run in runs for c in run) else ["zh"]
     if re.search("[\u0400-\u04ff]", text):
         return ["ru"]
     words = [word.casefold() for word, _, _ in analysis.words(text)]
-    counts = {
-        tongue: sum(word in analysis.STOP_WORDS[tongue] for word in words) for tongue in ("en", "de", "fr", "es")
-    }
+    counts = {tongue: sum(word in analysis.STOP_WORDS[tongue] for word in words) for tongue in ("en", "de", "fr", "es")}
     most = max(counts.values())
     return [tongue for tongue, count in counts.items() if count == most] if most else ["en"]
 
 
 def _words(text: str) -> list[str]:
-    """The words as written, marks around them left out; unspaced scripts in the pieces that their empty words leave."""
+    """The words as written, marks around them left out; unspaced scripts in the pieces that their empty words"
+    " leave."""
     found: list[str] = []
     for chunk in text.split():
         plain = re.sub(r"['’]s$", "", chunk.strip(_EDGES))

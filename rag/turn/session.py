@@ -17,7 +17,7 @@ class Exchange:
     """The door's name for the question, so that an edited one can be found again."""
     question: str
     query: str
-    """What was searched for: the question, or its form that stands alone."""
+    """What was searched for, for people: the question, and the words that it carried over."""
     answer: str
 
 

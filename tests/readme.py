@@ -9,6 +9,7 @@ from pathlib import Path
 import cog
 
 from rag.cli import command_help
+from rag.corpus.formats import KINDS
 from rag.models.weights import CATALOGUE
 from rag.settings import Settings
 
@@ -56,6 +57,65 @@ def settings() -> None:
             (f"`RAG_{name.upper()}`", default(name, field.get_default()), str(field.description))
             for name, field in fields.items()
         ),
+    )
+
+
+def formats() -> None:
+    unread, pictures, code = ("ole", "opendocument"), "picture", "code"
+    listed = [suffix for suffix, kind in KINDS.items() if kind not in (*unread, pictures, code)]
+    of_code = [suffix for suffix, kind in KINDS.items() if kind == code]
+    scanned = [suffix for suffix, kind in KINDS.items() if kind == pictures]
+    cog.outl(
+        f"Read are {', '.join(f'`{suffix}`' for suffix in listed)}; source code and settings in {len(of_code)} kinds of file"
+        f" as text; where Tesseract is installed, pictures ({', '.join(f'`{suffix}`' for suffix in scanned)})."
+    )
+
+
+def retrieval() -> None:
+    reports = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "benchmarks" / "retrieval").glob("*.json"))
+    }
+    folder = reports.pop("folder-1000")
+    found = [report for report in reports.values() if report["plain_bm25"]]
+    _table(
+        ("questions", "recall@1", "@3", "MRR@10", "plain BM25, recall@1", "@3"),
+        *(
+            (
+                report["dataset"],
+                *(f"{report['metrics'][name]:.3f}" for name in ("recall@1", "recall@3", "mrr@10")),
+                *(f"{report['plain_bm25'][name]:.3f}" for name in ("recall@1", "recall@3")),
+            )
+            for report in found
+        ),
+    )
+    cog.outl(
+        "\nEvery paragraph is a passage, one automatic analysis, no language told; plain BM25 has words of letters and"
+        " digits, lower case, English stems.\n"
+    )
+    _table(
+        ("size", "query, median", "95%", "memory", "index built in", "bare engine", "upload of 40 passages found after"),
+        *(
+            (
+                f"{report['passages']:,} passages",
+                f"{m['query_ms_p50']:.2f} ms",
+                f"{m['query_ms_p95']:.2f} ms",
+                f"{m['memory_mb']:,.0f} MB",
+                f"{m['build_s']:.1f} s",
+                f"{m['bare_build_s']:.1f} s",
+                f"{m['upload_ms']:.0f} ms",
+            )
+            for report in reports.values()
+            if "bare_build_s" in (m := report["metrics"])
+        ),
+    )
+    machine = found[0]["machine"]
+    cog.outl(
+        "\nReal text of Debian's documentation packages (`benchmarks/debian_docs.py` makes the folder and lists them), its"
+        " headings as queries; the index stays on disk, built on one core; the bare engine is tantivy with the plain words,"
+        f" tokenised in Python. {machine['system']}, {machine['cores']} cores, Python {machine['python']}.\n\n"
+        f"`smallfirst index` over an unchanged folder of {len(folder['files']):,} files ({folder['passages']:,} passages):"
+        f" {len(folder['opened'])} documents opened, ready after {folder['duration_ms'] / 1000:.2f} s."
     )
 
 

@@ -83,14 +83,43 @@ def test_a_mistake_is_status_2_and_one_line(arguments: tuple[str, ...], environm
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_index_tells_the_truth_about_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "good.md").write_text("Fine words.")
-    (tmp_path / "bad.pdf").write_bytes(b"not a pdf")
-    assert main(["index", "--docs", str(tmp_path), "--json"]) == 0
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "good.md").write_text("Fine words.")
+    (docs / "bad.pdf").write_bytes(b"not a pdf")
+    assert main(["index", "--docs", str(docs), "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {file["source"]: file["error"] is None for file in report["files"]} == {"good.md": True, "bad.pdf": False}
+    assert report["opened"] == ["bad.pdf", "good.md"]
+    assert (report["passages"], report["engine"]) == (1, "rank-bm25")
+    assert main(["index", "--docs", str(docs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("bad.pdf") or lines[0].startswith("not read: bad.pdf")
+    assert "good.md: 11 characters, 1 passage (unchanged)" in lines
+    assert "1 files, 1 passages" in lines[-1]
 
 
+def test_evaluate_retrieval_ends_with_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "squad.json"
+    asked = {"id": "1", "question": "Where do zebras drink?", "answers": [{"text": "Mara"}]}
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Zebras drink at the Mara.", "qas": [asked]}]}]}))
+    assert main(["evaluate", "retrieval", "--dataset", str(path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["metrics"]["recall@1"] == 1
+    assert main(["evaluate", "retrieval", "--dataset", str(path)]) == 0
+    assert "recall@1" in capsys.readouterr().out
+    assert main(["evaluate", "retrieval", "--dataset", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_search_finds_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "k1 saturation", "--docs", str(CORPUS), "--top-k", "2", "--json"]) == 0
     hits = json.loads(capsys.readouterr().out.splitlines()[-1])["hits"]

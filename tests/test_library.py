@@ -299,6 +299,18 @@ async def test_progress_is_told_while_documents_are_read(folder: Path, tmp_path:
     library.close()
 
 
+def test_an_index_is_forgotten_a_while_after_its_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.md").write_text("words")
+    open_library(folder, tmp_path / "cache").close()
+    note = next((tmp_path / "cache").rglob("folder.txt"))
+    folder.rename(tmp_path / "moved")
+    open_library(tmp_path / "moved", tmp_path / "cache").close()
+    assert note.exists(), "it may come back"
+    os.utime(note, (1, 1))
+    open_library(tmp_path / "moved", tmp_path / "cache").close()
+    assert not note.parent.exists()
+
+
 async def test_two_processes_share_one_index(folder: Path, tmp_path: Path) -> None:
     many(folder, 10, SMALL // 8)
     one, other = Library(library_settings(folder, tmp_path)), Library(library_settings(folder, tmp_path))

@@ -40,6 +40,8 @@ PUBLISH_EVERY_S = 5
 # Removed passages stay in tantivy's statistics until it merges; with a share above this it is built anew.
 MOST_REMOVED = 0.2
 
+ABANDONED_S = 30 * 24 * 3600
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -85,6 +87,7 @@ class Library:
             self._home = Path(self._temporary.name)
         tesseract = "tesseract" if shutil.which("tesseract") else "no tesseract"
         made_with = f"{documents.VERSION}, {analysis.VERSION}, {settings.passage_chars}, {tesseract}"
+        _forget_abandoned(settings.cache_dir / "library")
         self._store = Store(self._home / "passages.sqlite", made_with=made_with)
         if self._store.rebuilt:
             log.warning("The index of %s was torn or made by another version; the documents are read anew.", folder)
@@ -448,6 +451,15 @@ def _note_engine(store: Store, generation: int, folder: str, files: set[int], re
         engine_files=" ".join(map(str, sorted(files))),
         engine_removed=removed,
     )
+
+
+def _forget_abandoned(kept: Path) -> None:
+    """Indexes of folders that are there no more, and have not been for a while: a drive may only be unplugged."""
+    for note in kept.glob("*/folder.txt"):
+        with suppress(OSError):
+            folder = Path(note.read_text(encoding="utf-8", errors="surrogateescape").strip())
+            if not folder.exists() and time.time() - note.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(note.parent, ignore_errors=True)
 
 
 def _home(cache_dir: Path, root: Path) -> Path:

@@ -6,6 +6,7 @@ Knows how a turn looks in the chat. What a turn is, who answers and what is refu
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -216,6 +217,7 @@ async def answer(message: cl.Message) -> None:
         asked = bool(message.content.strip())
         if uploads and not await Reading(conversation).run(uploads, asked=asked):
             return
+        bubble = Bubble()  # its clock starts here: reading is not the answer's time
         if asked or not uploads:
             await run_turn(message, conversation.session, bubble)
     except asyncio.CancelledError:
@@ -252,9 +254,13 @@ async def leave() -> None:
     """Every disconnect ends here, a short one too: work and documents end only if nobody comes back in time."""
     here = cl.context.session
     conversation = conversations.of(here.id)
-    if conversation is None:
+    if conversation is None or not isinstance(here, WebsocketSession):
         return
     if here.to_clear:  # a new chat was begun
+        if conversation.turn is not None:
+            # What it says last would bring back the session's folder and messages after Chainlit has deleted them.
+            conversation.turn.cancel()
+            await asyncio.wait([conversation.turn])
         conversations.end(here.id)
         return
     turn, socket_id = conversation.turn, here.socket_id
@@ -305,13 +311,13 @@ class Reading:
         for number, upload in enumerate(uploads, 1):
             place = f" ({number} of {len(uploads)})" if len(uploads) > 1 else ""
             try:
-                async with self._progress(f"Reading {shown(upload.name)}{place}"):
+                async with self._progress(f"Reading {plain(shown(upload.name))}{place}"):
                     await self._attach(upload)
             except DocumentError as error:
-                self._failures.append(f"Not attached. {error}")
+                self._failures.append(f"Not attached. {plain(str(error))}")
             except OSError as error:
-                reason = f"{shown(upload.name)} did not arrive whole ({error.strerror}). Add it again."
-                self._failures.append(f"Not attached. {reason}")
+                name = plain(shown(upload.name))
+                self._failures.append(f"Not attached. {name} did not arrive whole ({error.strerror}). Add it again.")
             except asyncio.CancelledError:
                 stopped = True
                 break
@@ -357,7 +363,9 @@ class Reading:
                 cl.CustomElement(name="Attachments", props={"documents": attached}, display="inline")
             ]
         if stopped:
-            lines.append("Stopped reading. What is not listed here is not attached." if attached else "Stopped reading.")
+            lines.append(
+                "Stopped reading. What is not listed here is not attached." if attached else "Stopped reading."
+            )
         elif attached and not asked:
             lines.append("Ask something about it." if len(attached) == 1 else "Ask something about them.")
         self._message.content = "\n\n".join(lines)
@@ -366,6 +374,11 @@ class Reading:
         # First the list, so that the message finds its documents in it.
         await show_documents(self._conversation)
         await self._message.send()
+
+
+def plain(text: str) -> str:
+    """So that the page's Markdown shows it as it is: __init__.py is a name, not bold."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text)
 
 
 class Bubble:

@@ -17,6 +17,8 @@ from .product import ROOT, ScriptedServer, chat, client_message, free_port
 
 QUESTION = "What is the largest file that I can drop into a chat?"
 GRACE_S = 2.0
+MANUAL = b"The frobnicator must be oiled every 17 days."
+OILED = "How often must the frobnicator be oiled?"
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +46,43 @@ class Client:
         self.socket = socketio.AsyncClient(reconnection=False)
         self.steps: list[dict[str, Any]] = []
         self.settings: list[Any] = []
+        self.told: list[Any] = []
+        """What the page's own script is told."""
+        self.threads: list[Any] = []
         for event in ("new_message", "update_message"):
             self.socket.on(event, self.steps.append)
         self.socket.on("chat_settings", self.settings.append)
+        self.socket.on("window_message", self.told.append)
+        self.socket.on("resume_thread", self.threads.append)
 
     async def send(self, text: str, files: list[str] | None = None) -> None:
         await self.socket.emit("client_message", client_message(text, files or ()))
+
+    async def begin_anew(self) -> None:
+        """As the page does, both in one breath. The client's own disconnect may drop what it has not sent yet."""
+        for packet in ('2["clear_session"]', "1"):
+            await self.socket.eio.send(packet)
+
+    async def say(self, message: Any) -> None:
+        await self.socket.emit("window_message", message)
+
+    async def upload(self, url: str, name: str, data: bytes) -> str:
+        async with httpx2.AsyncClient(trust_env=False) as http:
+            files = {"file": (name, data, "text/markdown")}
+            sent = await http.post(f"{url}/project/file", params={"session_id": self.session_id}, files=files)
+        return str(sent.json()["id"])
+
+    async def attach(self, url: str, name: str, data: bytes) -> None:
+        before = len(self.told)
+        await self.send("", [await self.upload(url, name, data)])
+        await until(lambda: len(self.told) > before, 60)
+
+    @property
+    def key(self) -> str:
+        return str(self.told[0]["key"])
+
+    def documents(self) -> list[str]:
+        return [document["source"] for document in self.told[-1]["documents"]]
 
     def answers(self) -> list[dict[str, Any]]:
         return [step for step in self.steps if step["type"] == "assistant_message" and step["output"]]
@@ -122,16 +155,112 @@ async def test_a_mode_that_the_form_does_not_offer_is_refused(url: str, scripted
 
 async def test_uploads_are_seen_by_their_own_session_only(url: str, scripted: ScriptedServer) -> None:
     scripted.script = lambda model, _: "It must be oiled every 17 days."
-    question = "How often must the frobnicator be oiled?"
     async with connected(url) as mine, connected(url) as theirs:
-        async with httpx2.AsyncClient(trust_env=False) as http:
-            files = {"file": ("manual.md", b"The frobnicator must be oiled every 17 days.", "text/markdown")}
-            sent = await http.post(f"{url}/project/file", params={"session_id": mine.session_id}, files=files)
-        turn = await mine.ask(question, [sent.json()["id"]])
+        id = await mine.upload(url, "manual.md", MANUAL)
+        turn = await mine.ask(OILED, [id])
         assert turn["citations"][0]["source"] == "manual.md"
-        assert (await mine.ask(question))["hits"][0]["source"] == "manual.md", "it stays"
-        other = await theirs.ask(question)
+        assert (await mine.ask(OILED))["hits"][0]["source"] == "manual.md", "it stays"
+        other = await theirs.ask(OILED)
         assert "manual.md" not in str(other["hits"])
+
+
+async def test_a_conversation_is_found_again_by_its_key(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: "It must be oiled every 17 days."
+    async with connected(url) as before:
+        await before.attach(url, "manual.md", MANUAL)
+        await before.ask(OILED)
+    async with connected(url) as after:
+        assert after.key != before.key
+        await after.say({"smallfirst": "resume", "key": before.key})
+        await until(lambda: bool(after.threads))
+        await until(lambda: len(after.settings) > 1)
+        assert after.told[-1]["key"] == before.key
+        assert after.documents() == ["manual.md"]
+        assert [step["output"] for step in after.threads[0]["steps"] if step["type"] == "user_message"] == ["", OILED]
+        assert {element["name"] for element in after.threads[0]["elements"]} == {"Attachments", "Receipt"}
+        assert (await after.ask(OILED))["hits"][0]["source"] == "manual.md"
+        assert not (ROOT / ".files" / before.session_id).exists(), "the former session's copies are kept"
+
+
+async def test_a_turn_under_way_is_kept_as_far_as_it_came(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: None
+    scripted.reset()
+    async with connected(url) as before:
+        await before.send(QUESTION)
+        await asyncio.to_thread(scripted.asked.wait, 20)
+    async with connected(url) as after:
+        await after.say({"smallfirst": "resume", "key": before.key})
+        await until(lambda: bool(after.threads))
+        assert "*Stopped.*" in after.threads[0]["steps"][-1]["output"]
+        assert await asyncio.to_thread(scripted.hung_up.wait, 20)
+
+
+async def test_a_wrong_key_opens_nothing(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: "It must be oiled every 17 days."
+    async with connected(url) as mine:
+        await mine.attach(url, "manual.md", MANUAL)
+    async with connected(url) as other:
+        for key in ("", mine.session_id, mine.key[:-1], mine.key + "=", "\ud800", None, 7, [mine.key]):
+            await other.say({"smallfirst": "resume", "key": key})
+        for message in (None, 7, "list", ["list"], {}, {"smallfirst": None}, {"smallfirst": "remove", "number": "1"}):
+            await other.say(message)
+        before = len(other.told)
+        await other.say({"smallfirst": "list"})
+        await until(lambda: len(other.told) > before)
+        assert other.documents() == []
+        assert other.told[-1]["key"] == other.key
+        assert other.threads == []
+        assert "manual.md" not in str((await other.ask(OILED))["hits"])
+
+
+async def test_a_new_chat_forgets_the_documents(url: str, scripted: ScriptedServer) -> None:
+    async with connected(url) as before:
+        await before.attach(url, "manual.md", MANUAL)
+        await before.begin_anew()
+        await until(lambda: not (ROOT / ".files" / before.session_id).exists())
+    async with connected(url) as after:
+        await after.say({"smallfirst": "resume", "key": before.key})
+        await after.say({"smallfirst": "list"})
+        await until(lambda: len(after.told) > 1)
+        assert after.documents() == []
+        assert after.threads == []
+
+
+async def test_a_new_chat_leaves_nothing_of_an_answer_under_way(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: None
+    scripted.reset()
+    async with connected(url) as before:
+        await before.attach(url, "manual.md", MANUAL)
+        await before.send(OILED)
+        await asyncio.to_thread(scripted.asked.wait, 20)
+        await before.begin_anew()
+        assert await asyncio.to_thread(scripted.hung_up.wait, 20)
+    scripted.script = lambda model, _: "The largest file is 10 MB."
+    async with connected(url) as after:
+        await after.ask(QUESTION)
+    assert not (ROOT / ".files" / before.session_id).exists()
+
+
+async def test_a_tab_whose_conversation_went_elsewhere_is_told(url: str, scripted: ScriptedServer) -> None:
+    async with connected(url) as first, connected(url) as second:
+        await first.attach(url, "manual.md", MANUAL)
+        await second.say({"smallfirst": "resume", "key": first.key})
+        await until(lambda: {"smallfirst": "moved"} in first.told)
+        await until(lambda: second.documents() == ["manual.md"])
+        await first.send(OILED)
+        await until(lambda: any("went on in another tab" in step["output"] for step in first.answers()))
+
+
+async def test_a_removed_document_is_gone_for_its_session_only(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: "It must be oiled every 17 days."
+    async with connected(url) as mine, connected(url) as theirs:
+        await mine.attach(url, "manual.md", MANUAL)
+        await theirs.attach(url, "manual.md", MANUAL)
+        number = mine.told[-1]["documents"][0]["number"]
+        await mine.say({"smallfirst": "remove", "number": number})
+        await until(lambda: mine.documents() == [])
+        assert "manual.md" not in str((await mine.ask(OILED))["hits"])
+        assert (await theirs.ask(OILED))["hits"][0]["source"] == "manual.md"
 
 
 @pytest.mark.parametrize(
@@ -148,14 +277,40 @@ async def test_no_text_leaves_a_turn_without_words(url: str, scripted: ScriptedS
 async def test_an_upload_that_vanished_is_told_and_the_next_question_works(url: str, scripted: ScriptedServer) -> None:
     scripted.script = lambda model, _: "The largest file is 10 MB."
     async with connected(url) as client:
-        async with httpx2.AsyncClient(trust_env=False) as http:
-            files = {"file": ("manual.md", b"words", "text/markdown")}
-            sent = await http.post(f"{url}/project/file", params={"session_id": client.session_id}, files=files)
+        id = await client.upload(url, "manual.md", b"words")
         for path in (ROOT / ".files" / client.session_id).iterdir():
             path.unlink()
-        await client.send(QUESTION, [sent.json()["id"]])
+        await client.send(QUESTION, [id])
         await until(lambda: any("did not arrive whole" in step["output"] for step in client.answers()))
         assert (await client.ask(QUESTION))["answer"]
+
+
+async def test_documents_end_with_the_session(scripted: ScriptedServer, tmp_path: Path) -> None:
+    """Chainlit's timeout of a session that nobody came back to, here one second instead of hours."""
+    planted = (
+        "import rag.serve.hardening as room\n"
+        "original = room.harden\n"
+        "def harden(*args, **more):\n"
+        "    from chainlit.config import config\n"
+        "    config.project.session_timeout = 1\n"
+        "    original(*args, **more)\n"
+        "room.harden = harden\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(planted)
+    environment = {
+        "RAG_SLM_BASE_URL": scripted.url, "RAG_LLM_BASE_URL": scripted.url, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+    }  # fmt: skip
+    with chat(free_port(), tmp_path / "chat.log", **environment) as address:
+        async with connected(address) as before:
+            await before.attach(address, "manual.md", MANUAL)
+            folder = ROOT / ".files" / before.session_id
+            assert folder.is_dir()
+        await until(lambda: not folder.exists())
+        async with connected(address) as after:
+            await after.say({"smallfirst": "resume", "key": before.key})
+            await after.say({"smallfirst": "list"})
+            await until(lambda: len(after.told) > 1)
+            assert after.documents() == []
 
 
 async def test_a_fault_of_our_own_is_told_without_its_insides(scripted: ScriptedServer, tmp_path: Path) -> None:

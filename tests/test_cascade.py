@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rag.corpus.library import Library, Progress
+from rag.corpus.library import Progress
 from rag.errors import ModelUnreachable, UserError
 from rag.models.legs import State
 from rag.settings import Mode, Settings
@@ -268,13 +268,15 @@ async def test_a_refusal_names_the_nearest_documents_and_cites_nothing(session: 
 
 
 async def test_a_question_about_an_upload_as_a_whole_reads_its_opening(session: Session, settings: Settings) -> None:
-    session.attachments.add(b"# Sales\n\nSales of bicycles doubled.\n\n# Staff\n\nNobody left. All stayed.", "report.md")
+    session.attachments.add(
+        b"# Sales\n\nSales of bicycles doubled.\n\n# Staff\n\nNobody left. All stayed.", "report.md"
+    )
     legs = ScriptedLegs([], ["Sales of bicycles doubled [1]."])
     turn = await turn_of(session, legs, settings, "Summarise the upload", mode="llm")
     assert turn.citations[0].passage.source == "report.md"
     assert turn.query == "Summarise the upload"
     asked = legs.llm.backend_.asked[0][-1]["content"]
-    assert "Outline:\nreport.md\n- Sales\n- Staff" in asked
+    assert "Outline of report.md:\n- Sales\n- Staff" in asked
     assert "Nobody left." in asked
     assert "zebras" not in asked.casefold()
 
@@ -308,7 +310,9 @@ async def test_documents_that_are_being_read_are_waited_for(
 
     library.reading = Progress(120, 1000)
     monkeypatch.setattr(library, "settled", settled)
-    events = await events_of(session, ScriptedLegs(["Otters sleep on their backs."]), settings, "Where do otters sleep?")
+    events = await events_of(
+        session, ScriptedLegs(["Otters sleep on their backs."]), settings, "Where do otters sleep?"
+    )
     assert Phase("read", "Reading documents: 120 of 1,000 documents") in events
     turn = events[-1].turn  # type: ignore[union-attr]
     assert turn.hits[0].passage.source == "otters.txt"
@@ -336,7 +340,8 @@ async def test_before_the_first_document_is_read_the_wait_is_longer(tmp_path: Pa
         waited.append(limit_s)
         return True
 
-    library = open_library(tmp_path, tmp_path / "cache")
+    (tmp_path / "docs").mkdir()
+    library = open_library(tmp_path / "docs", tmp_path / "cache")
     library.reading = Progress(0, 10)
     library.settled = settled  # type: ignore[method-assign]
     await turn_of(Session(library), ScriptedLegs(), settings)

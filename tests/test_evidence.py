@@ -1,5 +1,7 @@
 """Which of the hits one model reads."""
 
+from itertools import pairwise
+
 from rag.corpus.analysis import terms
 from rag.corpus.documents import Document, Passage, read, split
 from rag.corpus.index import BM25Index, Hit, SmallEngine
@@ -39,7 +41,7 @@ def test_positions_stay_true_all_over_the_shipped_documents() -> None:
     for path in sorted(CORPUS.iterdir()):
         document = read(path.read_bytes(), path.name)
         parts = split(document, 250)
-        for first, second in zip(parts, parts[1:], strict=False):
+        for first, second in pairwise(parts):
             for hit in merge([Hit(second, 1.0), Hit(first, 0.5)]):
                 found, text = hit.passage, document.text[hit.passage.start : hit.passage.end]
                 # The kind of white space between two pieces is not kept, its length is.
@@ -119,4 +121,3 @@ async def test_fewer_passages_hold_the_same_answer() -> None:
         sent += len(selection.hits)
         assert any(answer in hit.passage.text for hit in selection.hits), question
     assert sent < 4 * 3
-

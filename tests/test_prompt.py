@@ -6,6 +6,7 @@ import pytest
 
 from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
+from rag.turn.overview import Overview
 from rag.turn.prompt import Prompt, build, estimate_tokens
 from rag.turn.session import Exchange
 
@@ -62,18 +63,27 @@ def test_the_ledger_says_what_was_left_out_and_why() -> None:
     assert (prompt.ledger["passages_sent"], prompt.ledger["passages_left_out"]) == (2, 2)
 
 
-def test_an_outline_stands_before_as_many_passages_as_its_budget_holds() -> None:
-    outline = "\n".join(f"- heading number {n}" for n in range(200))
-    prompt = built(outline=outline, passages=2)
+OVERVIEW = Overview(("book.md",), "\n".join(f"- heading number {n}" for n in range(200)), tuple(HITS))
+
+
+def test_a_large_model_gets_the_outline_and_as_many_passages_as_its_budget_holds() -> None:
+    prompt = built(overview=OVERVIEW, passages=2)
     content = prompt.messages[-1]["content"]
-    assert content.startswith("Outline:\n- heading number 0\n")
+    assert content.startswith("Outline of book.md:\n- heading number 0\n")
     assert "- heading number 199" not in content
-    assert prompt.evidence
+    assert len(prompt.evidence) > 1
     assert prompt.ledger["evidence_tokens_estimated"] <= 800
+
+
+def test_a_small_model_gets_the_beginning_and_a_line_of_headings() -> None:
+    prompt = built(overview=OVERVIEW, passages=1, large=False)
+    assert [hit.passage.source for hit in prompt.evidence] == ["0.md"]
+    assert "\nSections of book.md: heading number 0; heading number 1" in prompt.messages[-1]["content"]
+    assert prompt.ledger["evidence_tokens_estimated"] <= 420
 
 
 @pytest.mark.parametrize("window", [700, 1500])
 def test_an_outline_does_not_break_the_window(window: int) -> None:
-    prompt = built(outline="- heading\n" * 500, context_tokens=window, passages=6, evidence_tokens=100_000)
+    prompt = built(overview=OVERVIEW, context_tokens=window, passages=6, evidence_tokens=100_000)
     total = sum(estimate_tokens(message["content"]) for message in prompt.messages)
     assert total + 400 <= window or window == 700

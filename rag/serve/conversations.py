@@ -64,11 +64,7 @@ class Conversation:
 
     def reports(self, after: int = 0) -> list[Ingest]:
         """What is attached, in order; only what is newer than the number `after`."""
-        return [
-            report
-            for report in self.session.attachments.reports
-            if self._numbers.get(report.source, 0) > after
-        ]
+        return [report for report in self.session.attachments.reports if self._numbers.get(report.source, 0) > after]
 
     def documents(self, after: int = 0) -> list[dict[str, Any]]:
         """The same, for a list with a way to remove each."""

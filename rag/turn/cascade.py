@@ -320,7 +320,7 @@ class _Work:
                     # A small model is led astray by turns that the question does not lean on.
                     self.session.history if large or leaning else (),
                     asked=self._asked(),
-                    outline=self.overview.outline if self.overview else "",
+                    overview=self.overview,
                     large=large,
                     passages=leg.passages,
                     evidence_tokens=self.settings.evidence_tokens,
@@ -390,6 +390,8 @@ def _not_here(leg: Leg) -> str | None:
 
 
 def _only_outline(overview: Overview) -> str:
+    if not overview.outline:
+        return f"No model could sum up {overview.name}. It begins: {overview.hits[0].passage.text}"
     return f"No model could sum this up. The outline of {overview.name}:\n\n{overview.outline}"
 
 

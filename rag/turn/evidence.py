@@ -16,7 +16,7 @@ SAME = 0.8
 """Of the terms of the shorter passage, the share from which two say the same. benchmarks/evidence.md has the figures."""
 FAIR = 0.6
 """A passage with this share of the best score may hold the answer as well."""
-NEW = 0.15
+NEW = 0.3
 """A passage that scores less must add this share of the question's words, by what they tell."""
 
 

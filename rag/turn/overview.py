@@ -9,7 +9,6 @@ names of documents; knows no model. Recognises English, German, French, Spanish,
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Literal, Protocol
 
 from rag.corpus.analysis import sentences
@@ -46,7 +45,7 @@ class Overview:
 
     sources: tuple[str, ...]
     outline: str
-    """Headings with pages, one a line; of several documents, each with its headings."""
+    """Headings with pages, one a line, "" without headings; of several documents, each with its headings."""
     hits: tuple[Hit, ...]
     """Opening passages, then the first sentence under each main heading; true spans of the documents, unscored."""
 
@@ -222,13 +221,14 @@ def find(question: str, uploads: Shelf, folder: Shelf, *, talking: bool) -> Over
     if len(question) > LONGEST:
         return None
     candidates = [*uploads.sources, *folder.sources]
-    names = {source: _called(question, source) for source in candidates[:MOST_NAMES]}
-    named = [source for source in names if names[source]]
-    asked = reach(question, [name for source in named for name in names[source]])
+    lower = question.casefold()
+    called = ((source, _called(lower, source)) for source in candidates[:MOST_NAMES])
+    names = {source: found for source, found in called if found}
+    asked = reach(question, [name for found in names.values() for name in found])
     if asked is None:
         return None
     if asked == "one":
-        best = max(named, key=lambda source: max(map(len, names[source])), default=None)
+        best = max(names, key=lambda source: max(map(len, names[source])), default=None)
         if best is None and uploads.sources:
             best = uploads.sources[-1]
         if best is None and len(folder.sources) == 1:
@@ -251,31 +251,30 @@ def _points_only(question: str) -> bool:
 
 
 def _called(question: str, source: str) -> list[str]:
-    """The names in the question that mean this document: its path, its file name, its file name without suffix."""
-    text = question.casefold()
-    path = PurePosixPath(source.replace("\\", "/"))
-    if path.stem.casefold() not in text:
+    """The names in the question (in lower case) that mean this document: its path, its file name, that without suffix."""
+    name = source.replace("\\", "/").rpartition("/")[2]
+    stem = name.rpartition(".")[0] or name
+    if stem.casefold() not in question:
         return []
     found = []
-    for name in dict.fromkeys((source, path.name, path.stem)):
-        # A short stem ("a", "notes") is a word before it is a name, unless something marks it as one.
-        plain = name == path.stem and path.suffix and not re.search(r"[\d_\-.]|[^\x00-\x7f]", name) and len(name) < 12
-        edge = r"[\"'“”`«»]" if plain else r"(?<![^\W_])" if name[:1].isascii() else ""
-        after = r"[\"'“”`«»]" if plain else r"(?![^\W_])" if name[-1:].isascii() else ""
-        if name and re.search(rf"{edge}{re.escape(name.casefold())}{after}", text):
-            found.append(name)
+    for called in dict.fromkeys((source, name, stem)):
+        # A short word is a word before it is a name, unless something marks it as one.
+        plain = called == stem != name and len(stem) < 12 and re.fullmatch("[A-Za-z ]+", stem)
+        before = r"[\"'“”`«»]" if plain else r"(?<![^\W_])" if called[:1].isascii() else ""
+        after = r"[\"'“”`«»]" if plain else r"(?![^\W_])" if called[-1:].isascii() else ""
+        if re.search(rf"{before}{re.escape(called.casefold())}{after}", question):
+            found.append(called)
     return found
 
 
 def _of_one(source: str, passages: Sequence[Passage]) -> Overview | None:
     if not passages:
         return None
-    outline = _outline(passages)
     opening = list(passages[:OPENING])
     firsts = [passage for passage in _main(passages) if passage not in opening]
     hits = [Hit(passage, 0.0) for passage in opening]
     hits += [Hit(_first_sentence(passage), 0.0) for passage in firsts]
-    return Overview((source,), f"{source}\n{outline}" if outline else source, tuple(hits))
+    return Overview((source,), _outline(passages), tuple(hits))
 
 
 def _of_all(sources: Sequence[str], opening: Callable[[str], list[Passage]]) -> Overview | None:

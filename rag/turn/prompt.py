@@ -13,6 +13,7 @@ from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
 from rag.models.backend import Message
 from rag.turn import evidence
+from rag.turn.overview import Overview
 from rag.turn.session import Exchange
 
 # The wording that was measured on our own models; a small model follows a short one better.
@@ -28,9 +29,8 @@ SYSTEM_LARGE = (
     " If they do not contain the answer, reply exactly: I don't know."
 )
 
-# For a question about a document as a whole a leg reads so much for each passage that it reads otherwise: the outline and
-# many first sentences instead of a few paragraphs.
-OUTLINED_TOKENS = 400
+# For a question about a document as a whole a leg reads so much for each passage that it reads otherwise.
+OVERVIEW_TOKENS = 400
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,28 @@ def build(
     history_turns: int,
     context_tokens: int | None,
     max_tokens: int,
-    outline: str = "",
+    overview: Overview | None = None,
 ) -> Prompt:
     """Messages for one leg: instructions, earlier turns, then evidence and question.
 
     What changes least stands first, because a server keeps the longest prefix that it has read before. The best passage
     is always there, cut to the budget if it must be; worse ones and older turns are left out first. `asked` are the query's
-    terms and what each tells. With an `outline`, the question is about documents as a whole: the outline stands before the
-    passages, and tokens alone limit how many there are.
+    terms and what each tells. An `overview` is for a question about documents as a whole, and `hits` are its own: a large
+    model gets the outline and as many of them as its tokens allow, a small one the beginning and a line of headings.
     """
     system = SYSTEM_LARGE if large else SYSTEM
     window = (context_tokens or 1 << 30) - max_tokens - estimate_tokens(system) - estimate_tokens(question) - 64
     budget = max(64, min(evidence_tokens, window))
-    if outline:
-        budget = min(budget, OUTLINED_TOKENS * passages)
-        outline = _cut(outline, budget // 2)
-        passages = len(hits)
-    used = estimate_tokens(outline) if outline else 0
+    before = after = ""
+    if overview is not None:
+        budget = min(budget, OVERVIEW_TOKENS * passages)
+        if large:
+            before = _outlined(overview, "\n", budget // 2)
+            passages = len(hits)
+        else:
+            # SmolLM2 makes nothing of many first sentences; a beginning it can put into other words.
+            after = _outlined(overview, "; ", budget // 4)
+    used = estimate_tokens(before + after) if overview else 0
 
     def tokens(passage: Passage) -> int:
         return estimate_tokens(_block(1, passage, numbered=large))
@@ -104,8 +109,7 @@ def build(
         kept += 1
 
     label = "Passages" if large else "Context"
-    about = f"Outline:\n{outline}\n\n" if outline else ""
-    content = f"{about}{label}:\n{chr(10).join(blocks)}\n\nQuestion: {question}"
+    content = f"{before}{label}:\n{chr(10).join(blocks)}{after}\n\nQuestion: {question}"
     messages = [{"role": "system", "content": system}, *turns, {"role": "user", "content": content}]
     ledger = {
         "prompt_tokens_estimated": sum(estimate_tokens(m["content"]) for m in messages),
@@ -127,12 +131,14 @@ def estimate_tokens(text: str) -> int:
     return latin // 3 + (len(text) - latin) + 1
 
 
-def _cut(outline: str, most_tokens: int) -> str:
-    """As many whole lines as fit, from the top; the first one always."""
-    lines = outline.split("\n")
-    while len(lines) > 1 and estimate_tokens("\n".join(lines)) > most_tokens:
+def _outlined(overview: Overview, joint: str, most_tokens: int) -> str:
+    """As many lines of the outline as fit, from the top."""
+    lines = overview.outline.split("\n") if overview.outline else []
+    while lines and estimate_tokens(joint.join(lines)) > most_tokens:
         lines.pop()
-    return "\n".join(lines)
+    if joint == "\n":
+        return f"Outline of {overview.name}:\n{joint.join(lines)}\n\n" if lines else ""
+    return f"\nSections of {overview.name}: {joint.join(line.strip(' -') for line in lines)}" if lines else ""
 
 
 def _block(number: int, passage: Passage, *, numbered: bool) -> str:

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 
 from rag.corpus import analysis
 from rag.corpus.index import Query
+from rag.corpus.languages import STOP_WORDS
 from rag.turn.session import Exchange
 
 Idf = Callable[[str], float]
 
 MOST_WORDS = 6
-"""Words carried over from questions at most, the most telling ones."""
+"""Carried over from the question that began the subject, at most; the most telling ones."""
+MOST_PASSING = 2
+"""From the follow-ups since then."""
 MOST_ANSWERED = 2
-"""And from the last answer."""
-FADING = 0.7
-"""What a word counts for each further question that it lies back, when words are chosen."""
+"""From the last answer."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Tongue:
     clauses: str = r"(?!)"
     """What comes after this may refer to what comes before it."""
     verbs: str = r"(?!)"
-    """Some verb without a subject matter; a question without one of them is a fragment."""
+    """Verbs that have no subject matter of their own. "What is BM25?" holds one and is whole; "How many?" holds none."""
 
 
 def _any(words: str) -> str:
@@ -45,7 +46,7 @@ def _any(words: str) -> str:
 _ENGLISH = _Tongue(
     # "it takes" and "it is possible" stand for nothing; "that" mostly joins clauses.
     pronouns=r"\bit\b(?! (?:take|possible|true|necessary|allowed|safe|better|rain)\w*\b)"
-    r"|\b(?:they|them|he|him|she|these|those|this|there(?= \w+ed\b))\b"
+    r"|\b(?:they|them|he|him|she|these|those|this(?! (?:year|month|week|season|morning)\b))\b"
     r"|(?<=\bis |\bdo |\bof |\bby |\bto |\bin )that\b|(?<=\b(?:was|did|for) )that\b"
     r"|(?<=\b(?:does|with|mean|than|like) )that\b|(?<=\b(?:about|after) )that\b|(?<=\bbefore )that\b"
     r"|\bthe (?:same|former|latter|others?)\b|\b(?:both|either|neither) of\b|\bthe \w+ ones?\b",
@@ -58,7 +59,7 @@ _ENGLISH = _Tongue(
 _TONGUES = {
     "en": _ENGLISH,
     "de": _Tongue(
-        pronouns=r"(?<!gibt )(?<!geht )\bes\b(?! (?:gibt|geht|um))"
+        pronouns=r"(?<!gibt )(?<!geht )(?<!gab )(?<!ging )(?<!dauert )(?<!dauerte )(?<!braucht )\bes\b(?! (?:gibt|geht|um))"
         r"|\b(?:er|sie|ihn|ihm|ihnen|dieser|diese|dieses|diesem|diesen|jener|jene|jenes"
         r"|davon|dafür|dazu|daran|darauf|darüber|darin|dabei|dort)\b|\bdas\b(?=\W*$)",
         possessives=_any("ihr ihre ihrem ihren ihrer ihres seine seinem seinen seiner seines deren dessen"),
@@ -143,40 +144,30 @@ def rewrite(question: str, history: Sequence[Exchange], idf: Idf, languages: Col
     """
     if not history or not leans(question):
         return Query(question)
-    own = set(analysis.weighted(question, languages))
+    taken = set(analysis.weighted(question, languages))
     unknown = idf("")
-    best: dict[str, tuple[float, int, str]] = {}
-    """By term: how telling its word is, where it stands, and the word."""
 
-    def telling(text: str) -> list[tuple[str, str]]:
+    def most_telling(text: str, most: int) -> list[str]:
+        """Words of `text` whose terms the index knows and nobody has taken, in their order."""
         of_text = analysis.weighted(text, languages)
-        found = []
-        for word in _words(text):
-            terms = [term for term in analysis.weighted(word, languages) if term in of_text and term not in own]
+        found: dict[str, tuple[float, int, str]] = {}
+        for number, word in enumerate(_words(text)):
+            terms = [term for term in analysis.weighted(word, languages) if term in of_text and term not in taken]
             known = [term for term in terms if not term.startswith(analysis.PIECE) and idf(term) < unknown]
             if known:
-                found.append((max(known, key=idf), word))
-        return found
+                term = max(known, key=idf)
+                found.setdefault(term, (idf(term), number, word))
+        best = sorted(found.items(), key=lambda entry: -entry[1][0])[:most]
+        taken.update(term for term, _ in best)
+        return [word for _, _, word in sorted((entry for _, entry in best), key=lambda entry: entry[1])]
 
-    fading, place = 1.0, 0
-    for exchange in reversed(history):
-        found = telling(exchange.question)
-        place -= len(found)
-        for number, (term, word) in enumerate(found):
-            best.setdefault(term, (fading * idf(term), place + number, word))
-        if not leans(exchange.question):
-            break
-        fading *= FADING
-    chosen = sorted(best.values(), reverse=True)[:MOST_WORDS]
+    since = next((n for n, exchange in enumerate(reversed(history)) if not leans(exchange.question)), len(history) - 1)
+    subject, *passing = history[len(history) - 1 - since :]
+    words = most_telling(subject.question, MOST_WORDS)
+    words += most_telling(" ".join(exchange.question for exchange in passing), MOST_PASSING)
     # An answer without a mark of its source stands on no passage.
     if _MARKER.search(history[-1].answer):
-        answered = {
-            term: (idf(term), number, word)
-            for number, (term, word) in enumerate(telling(_MARKER.sub(" ", history[-1].answer)))
-            if term not in best
-        }
-        chosen += sorted(answered.values(), reverse=True)[:MOST_ANSWERED]
-    words = dict.fromkeys(word for _, _, word in sorted(chosen, key=lambda entry: entry[1]))
+        words += most_telling(_MARKER.sub(" ", history[-1].answer), MOST_ANSWERED)
     return Query(question, " ".join(words))
 
 
@@ -221,7 +212,8 @@ def _bound(lower: str, at: int, name: "re.Match[str] | None", clauses: "re.Patte
     if _CJK.search(before):
         # Without spaces, what stands before a pronoun is mostly a clause of its own, or nothing.
         return len("".join(_EMPTY.sub("", run) for run in _CJK.findall(before))) >= 4
-    breaks = [match for match in clauses.finditer(before) if match.start() > 0]
+    # "Under which licence is it sold?" has one clause.
+    breaks = [match for match in clauses.finditer(before) if len(before[: match.start()].split()) > 1]
     return bool(breaks) and bool(_content(before[: breaks[-1].start()], tongue))
 
 
@@ -239,7 +231,7 @@ def _fragment(lower: str, tongues: Collection[str]) -> bool:
 
 
 def _content(text: str, tongue: str) -> set[str]:
-    stop = analysis.STOP_WORDS.get(tongue, frozenset())
+    stop = STOP_WORDS.get(tongue, frozenset())
     return {word for word, _, _ in analysis.words(text) if word not in stop and len(word) > 1}
 
 
@@ -251,7 +243,7 @@ def _tongues(text: str) -> list[str]:
     if re.search("[\u0400-\u04ff]", text):
         return ["ru"]
     words = [word.casefold() for word, _, _ in analysis.words(text)]
-    counts = {tongue: sum(word in analysis.STOP_WORDS[tongue] for word in words) for tongue in ("en", "de", "fr", "es")}
+    counts = {tongue: sum(word in STOP_WORDS[tongue] for word in words) for tongue in ("en", "de", "fr", "es")}
     most = max(counts.values())
     return [tongue for tongue, count in counts.items() if count == most] if most else ["en"]
 

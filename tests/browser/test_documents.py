@@ -250,3 +250,27 @@ def test_what_was_searched_for_is_shown_when_it_is_not_the_question(
         turn = chat.ask("And with which oil?")
         assert turn["query"] != turn["question"]
         expect(chat.page.get_by_test_id("receipt-query")).to_have_text(f"Searched for: {turn['query']}")
+
+
+def test_the_folders_reading_is_shown_and_told_in_the_terminal(
+    browser: Browser, scripted: ScriptedServer, tmp_path: Path
+) -> None:
+    docs, log, gate = tmp_path / "docs", tmp_path / "chat.log", tmp_path / "gate"
+    docs.mkdir()
+    (docs / "manual.md").write_text("The frobnicator must be oiled every 17 days.\n")
+    (docs / "slow.txt").write_text("The zeppelin of Ottilie Brandt carries 23 passengers.\n")
+    (docs / "torn.pdf").write_bytes(b"this is no pdf at all")
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    environment = {
+        "RAG_SLM_BASE_URL": scripted.url, "RAG_LLM_BASE_URL": scripted.url, "RAG_DOCS": str(docs), "GATE": str(gate),
+        "RAG_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+    }  # fmt: skip
+    with chat(free_port(), log, **environment) as url, tab(browser, url) as page:
+        notice = page.page.get_by_test_id("documents-status")
+        expect(notice).to_contain_text("Reading documents: 1 of 3")
+        assert "passages in" not in log.read_text(), "the size is told when it is known"
+        gate.touch()
+        expect(notice).to_be_hidden()
+        assert "2 documents, 2 passages in" in log.read_text()
+        assert "torn.pdf is named .pdf but is no PDF file" in log.read_text()
+        assert "slow.txt" in sources(page.ask("How many passengers does the zeppelin carry?"))

@@ -94,7 +94,15 @@ def retrieval() -> None:
         " digits, lower case, English stems.\n"
     )
     _table(
-        ("size", "query, median", "95%", "memory", "index built in", "bare engine", "upload of 40 passages found after"),
+        (
+            "size",
+            "query, median",
+            "95%",
+            "memory",
+            "index built in",
+            "bare engine",
+            "upload of 40 passages found after",
+        ),
         *(
             (
                 f"{report['passages']:,} passages",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pypdfium2 as pdfium
 import pytest
 
-from rag.corpus.languages import language
 from rag.corpus.documents import PAGE_BREAK, SUFFIXES, Document, Ingest, Passage, ingest, read, split
+from rag.corpus.languages import language
 from rag.errors import DocumentError
 
 from . import files

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rag.corpus.analysis import DEFAULT, terms, words
+from rag.corpus.analysis import terms, words
 from rag.corpus.index import K1, Hit, terms_of
+from rag.corpus.languages import DEFAULT
 from rag.models.backend import TOP_LOGPROBS, Draft, Token
 
 Idf = Callable[[str], float]

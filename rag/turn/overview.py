@@ -271,7 +271,7 @@ def _of_one(source: str, passages: Sequence[Passage]) -> Overview | None:
     if not passages:
         return None
     opening = list(passages[:OPENING])
-    firsts = [passage for passage in _main(passages) if passage not in opening]
+    firsts = [passage for passage in _main(passages) if passage not in opening][:MOST_HEADINGS]
     hits = [Hit(passage, 0.0) for passage in opening]
     hits += [Hit(_first_sentence(passage), 0.0) for passage in firsts]
     return Overview((source,), _outline(passages), tuple(hits))

@@ -1,4 +1,4 @@
-"""Runs the whole suite: bring a browser, then two pytest processes.
+"""Runs the whole suite: bring a browser and Tesseract, then two pytest processes.
 
 Two, because the browser driver runs an event loop of its own, beside which pytest's asyncio tests cannot run.
 """
@@ -28,11 +28,7 @@ def bring_browser() -> None:
     """Install Chromium if there is none; without one the browser tests skip and say so."""
     if find_browser() is not None:
         return
-    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        print("No Chromium found: installing Debian's.", flush=True)
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
-            subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+    install("Chromium", "chromium")
     if find_browser() is None:
         print("No Chromium found: asking Playwright for its own.", flush=True)
         subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
@@ -40,8 +36,19 @@ def bring_browser() -> None:
         print("No Chromium could be had: the browser tests will be skipped.", flush=True)
 
 
+def install(what: str, package: str) -> None:
+    """Debian's package, where this process may install it."""
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        print(f"No {what} found: installing Debian's.", flush=True)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", package]):
+            subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+
+
 def main() -> int:
     bring_browser()
+    if shutil.which("tesseract") is None:
+        install("Tesseract", "tesseract-ocr")  # without it, the test that reads a scanned page skips and says so
     chosen = sys.argv[1:]
     statuses = [
         subprocess.run([sys.executable, "-m", "pytest", *arguments, *chosen]).returncode

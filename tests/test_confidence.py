@@ -96,3 +96,18 @@ def test_without_logprobs_the_rest_carries_it() -> None:
 
 def test_judging_takes_the_same_draft_to_the_same_verdict() -> None:
     assert verdict_on("Zebras drink at the Mara river.") == verdict_on("Zebras drink at the Mara river.")
+
+
+def test_where_nothing_was_searched_for_the_words_of_the_question_do_not_count() -> None:
+    words = "Zebras drink at the Mara river.".split()
+    draft = Draft("slm", "m", " ".join(words), tuple(Token(word, -0.05, (-0.05, -5.0)) for word in words), None, "stop")
+    hits = [Hit(PASSAGE, 0.0)]
+    searched, read = (
+        judge(
+            draft, "Summarise it", "Summarise it", hits, hits, INDEX.idf, threshold=0.65, min_words=3, searched=searched
+        )
+        for searched in (True, False)
+    )
+    assert read.score > searched.score
+    assert read.signals is not None
+    assert read.signals.coverage == 1

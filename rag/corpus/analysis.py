@@ -56,9 +56,9 @@ _SPACES = bytes(c if c > 127 or chr(c).isalnum() or c in b"-._/@+#'," else 32 fo
 
 
 def indexed(text: str, language: str = DEFAULT) -> str:
-    """What an index sees of `text`: its terms in order, and pieces of its longer words, joined by spaces."""
+    """What an index sees of `text`: its terms in order, and pieces of its longer words, joined by single spaces."""
     chunks = text.encode("utf-8", "surrogatepass").translate(_SPACES).replace(b", ", b" ").replace(b". ", b" ").split()
-    return " ".join(map(_memo(language).__getitem__, chunks))
+    return " ".join(filter(None, map(_memo(language).__getitem__, chunks)))
 
 
 def terms(text: str, language: str = DEFAULT) -> list[str]:

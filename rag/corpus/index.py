@@ -268,7 +268,7 @@ class TantivyEngine:
                 document = tantivy.Document()
                 document.add_text("terms", text)
                 document.add_unsigned("number", number)
-                document.add_unsigned("length", len(text.split()))
+                document.add_unsigned("length", text.count(" ") + 1 if text else 0)
                 document.add_unsigned("file", file)
                 writer.add_document(document)
             writer.commit()

@@ -248,6 +248,7 @@ class _Work:
                     self.index.idf,
                     threshold=self.settings.confidence,
                     min_words=self.settings.min_words,
+                    searched=self.overview is None,
                 )
             yield Judged(verdict)
 
@@ -342,6 +343,9 @@ class _Work:
                         self.shown += piece
                         yield Token(leg.name, piece)
 
+    def _read_most(self) -> tuple[Hit, ...]:
+        return max((built.evidence for built in self.prompts.values()), key=len, default=())
+
     def _finish(self, draft: Draft | None, verdict: Verdict | None, *, escalated: bool) -> Answered:
         refused = draft is None or confidence.is_refusal(draft.text)
         cited: tuple[Citation, ...] = ()
@@ -369,7 +373,8 @@ class _Work:
             escalated=escalated,
             verdict=verdict,
             drafts=tuple(self.drafts),
-            hits=self.hits,
+            # Of an overview, what was read: a first sentence for each heading is no result of a search.
+            hits=self.hits if self.overview is None else self._read_most(),
             citations=cited,
             notes=tuple(self.notes),
             ledger={leg: built.ledger for leg, built in self.prompts.items()},

@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rag.corpus.analysis import terms, words
@@ -120,13 +120,17 @@ def judge(
     *,
     threshold: float,
     min_words: int,
+    searched: bool = True,
 ) -> Verdict:
     """Judge a draft against the passages that were found (`hits`, best first) and read (`evidence`).
 
     `query` is the question in its standalone form. Hard rules come first (empty, cut off, looping, too short, a refusal,
-    a number or name from nowhere); what passes them is judged by the fused score.
+    a number or name from nowhere); what passes them is judged by the fused score. Where nothing was `searched` for, because
+    the question is about a document as a whole, how well the passages fit its words tells nothing and is left out.
     """
     signals = measure(draft, question, query, hits, evidence, idf)
+    if not searched:
+        signals = replace(signals, coverage=1.0, hit_strength=1.0, hit_margin=1.0)
     features = _features(signals)
     score = 1 - _sigmoid(BIAS + sum(weight * features[name] for name, weight in _weights(signals).items()))
 

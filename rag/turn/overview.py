@@ -1,9 +1,8 @@
 """Questions about a document as a whole: which ask so, about which document, and what of it is read for them.
 
-"What is this about?" shares no word with its document, so nothing can be searched for. It is answered from the"
-" outline
-(headings with their pages), the opening passages, and the first sentence under each main heading. Knows passages and the
-names of documents; knows no model. Recognises English, German, French, Spanish, Russian, Chinese and Japanese.
+"What is this about?" shares no word with its document, so nothing can be searched for. It is answered from the
+outline (headings with their pages), the opening passages, and the first sentence under each main heading. Knows passages
+and the names of documents; knows no model. Recognises English, German, French, Spanish, Russian, Chinese and Japanese.
 """
 
 import re
@@ -315,8 +314,8 @@ def _outline(passages: Sequence[Passage]) -> str:
 
 
 def _main(passages: Sequence[Passage]) -> list[Passage]:
-    """The first passage under each main heading: the shallowest level that has more than one; without headings,"
-    " of pages."""
+    """The first passage under each main heading: the shallowest level that has more than one; without headings,
+    of pages."""
     for depth in range(1, 5):
         firsts: dict[tuple[str, ...], Passage] = {}
         for passage in passages:

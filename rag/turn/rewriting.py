@@ -236,8 +236,8 @@ def _content(text: str, tongue: str) -> set[str]:
 
 
 def _tongues(text: str) -> list[str]:
-    """Whose ways of leaning apply: the languages that have most of the question's words; one word can be of"
-    " several."""
+    """Whose ways of leaning apply: the languages that have most of the question's words; one word can be of
+    several."""
     if runs := _CJK.findall(text):
         return ["ja"] if any("\u3040" <= c <= "\u30ff" for run in runs for c in run) else ["zh"]
     if re.search("[\u0400-\u04ff]", text):
@@ -249,8 +249,8 @@ def _tongues(text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """The words as written, marks around them left out; unspaced scripts in the pieces that their empty words"
-    " leave."""
+    """The words as written, marks around them left out; unspaced scripts in the pieces that their empty words
+    leave."""
     found: list[str] = []
     for chunk in text.split():
         plain = re.sub(r"['’]s$", "", chunk.strip(_EDGES))

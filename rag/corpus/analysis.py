@@ -37,7 +37,7 @@ _UNSPACED = (
     "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7a3"
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff"
 )
-_RUN_OF_LETTERS = rf"(?:(?![{_UNSPACED}])[^\W_])+"
+_RUN_OF_LETTERS = rf"[^\W_{_UNSPACED}]+"
 _TOKEN = re.compile(
     rf"(?P<run>[{_UNSPACED}]+)"
     rf"|(?P<number>\d++(?:[.,]\d++)*+(?![^\W_]|[-_@/]\w))"
@@ -154,8 +154,7 @@ class _Memo(dict[bytes, str]):
 
     def _word(self, word: str, out: list[str]) -> None:
         """A word, and the parts of one in camel case."""
-        humps = _CAMEL.split(word)
-        if len(humps) > 1:
+        if not word.islower() and len(humps := _CAMEL.split(word)) > 1:
             for hump in humps:
                 self._word(hump, out)
         word = word.casefold().replace("’", "'")

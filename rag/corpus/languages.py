@@ -4,7 +4,7 @@ Knows no terms and no documents. A language is told by its script and its common
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 import Stemmer
 
@@ -195,7 +195,11 @@ def scripts(text: str) -> set[str]:
 
 def tongue_of(word: str, document: str) -> str:
     """The language that a word of a document is analysed in: the document's, or the default of the word's own script."""
-    first = word[0]
+    return _tongue_of(word[0], document)
+
+
+@lru_cache(10_000)
+def _tongue_of(first: str, document: str) -> str:
     if "a" <= first <= "z":
         return document if script_of(document) == "Latin" else DEFAULT
     for script, letters in _LETTERS.items():

@@ -122,8 +122,8 @@ def retrieval() -> None:
         "\nReal text of Debian's documentation packages (`benchmarks/debian_docs.py` makes the folder and lists them), its"
         " headings as queries; the index stays on disk, built on one core; the bare engine is tantivy with the plain words,"
         f" tokenised in Python. {machine['system']}, {machine['cores']} cores, Python {machine['python']}.\n\n"
-        f"`smallfirst index` over an unchanged folder of {len(folder['files']):,} files ({folder['passages']:,} passages):"
-        f" {len(folder['opened'])} documents opened, ready after {folder['duration_ms'] / 1000:.2f} s."
+        f"`smallfirst index` over an unchanged folder of {folder['files']:,} files ({folder['passages']:,} passages):"
+        f" {folder['opened']} documents opened, ready after {folder['duration_ms'] / 1000:.2f} s."
     )
 
 

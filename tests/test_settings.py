@@ -23,6 +23,13 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
     assert value in str(caught.value)
 
 
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Settings.load()
+    for name in ("RAG_CACHE_DIR", "RAG_TOP_K", "RAG_LLM_BASE_URL"):
+        monkeypatch.setenv(name, "")
+    assert Settings.load() == usual
+
+
 def test_a_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_LLM_API_KEY", "sk-secret")
     assert "sk-secret" not in repr(Settings.load())

@@ -158,8 +158,10 @@ def rewrite(question: str, history: Sequence[Exchange], idf: Idf, languages: Col
                 term = max(known, key=idf)
                 found.setdefault(term, (idf(term), number, word))
         best = sorted(found.items(), key=lambda entry: -entry[1][0])[:most]
-        taken.update(term for term, _ in best)
-        return [word for _, _, word in sorted((entry for _, entry in best), key=lambda entry: entry[1])]
+        words = [word for _, _, word in sorted((entry for _, entry in best), key=lambda entry: entry[1])]
+        # With all that it gives: "Phi-4-mini" is not to come again for the sake of "mini".
+        taken.update(*(analysis.weighted(word, languages) for word in words))
+        return words
 
     since = next((n for n, exchange in enumerate(reversed(history)) if not leans(exchange.question)), len(history) - 1)
     subject, *passing = history[len(history) - 1 - since :]

@@ -28,7 +28,9 @@ def app_home() -> Path:
 class Settings(BaseSettings):
     """Units stand in the names: `_s` seconds, `_ms` milliseconds, `_tokens`, `_chars`, `_mb` (10^6 bytes)."""
 
-    model_config = SettingsConfigDict(env_prefix="RAG_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="RAG_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     docs: Path = Field(
         default_factory=lambda: app_home() / "docs_corpus", description="folder of documents to answer from"

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -159,9 +160,10 @@ def idf(passages: int, holding: int) -> float:
     return math.log(1 + (max(passages, holding) - holding + 0.5) / (holding + 0.5))
 
 
-def terms_of(passage: Passage) -> set[str]:
+@lru_cache(512)  # a turn asks for those of its hits again and again
+def terms_of(passage: Passage) -> frozenset[str]:
     """The terms of a passage's headings and text."""
-    return {term for term in seen(passage).split() if not term.startswith(analysis.PIECE)}
+    return frozenset(term for term in seen(passage).split() if not term.startswith(analysis.PIECE))
 
 
 def seen(passage: Passage) -> str:
@@ -191,6 +193,14 @@ class SmallEngine:
         self.average_length = float(self._okapi.avgdl) if self._okapi else 1.0
         if self._okapi:
             self._okapi.doc_len = _kept_lengths(self._okapi.doc_len)
+        # A conversation keeps to its words.
+        self._scores = lru_cache(1000)(self._scores_anew)
+
+    def _scores_anew(self, term: str, average_length: float) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        assert self._okapi is not None
+        self._okapi.avgdl = average_length
+        found: np.ndarray[Any, np.dtype[np.float64]] = self._okapi.get_scores([term])
+        return found
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -199,11 +209,9 @@ class SmallEngine:
         return self._okapi.holding.get(term, 0) if self._okapi else 0
 
     def rank(self, weights: Mapping[str, float], average_length: float, top_k: int) -> list[tuple[float, Passage]]:
-        assert self._okapi is not None
-        self._okapi.avgdl = average_length
         scores: np.ndarray[Any, np.dtype[np.float64]] = np.zeros(len(self.passages))
         for term, weight in weights.items():
-            scores += weight * self._okapi.get_scores([term])
+            scores += weight * self._scores(term, average_length)
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [(float(scores[i]), self.passages[i]) for i in best if scores[i] > 0]
 

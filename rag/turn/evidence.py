@@ -6,7 +6,7 @@ their terms; how they are worded for a model, and what a token is, is `prompt`'s
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from rag.corpus.documents import Passage
@@ -53,7 +53,7 @@ def select(
     """
     whole = sum(asked.values())
     chosen: list[Hit] = []
-    seen: list[set[str]] = []
+    seen: list[Set[str]] = []
     covered: set[str] = set()
     used = duplicates = adds_nothing = no_room = 0
     for hit in hits:
@@ -95,7 +95,7 @@ def merge(hits: Sequence[Hit]) -> tuple[Hit, ...]:
     return tuple(found)
 
 
-def _same(one: set[str], other: set[str]) -> bool:
+def _same(one: Set[str], other: Set[str]) -> bool:
     """Do two passages say the same? Never when the numbers differ: rows of a table have all their words in common."""
     if not one or not other:
         return not one

@@ -14,7 +14,7 @@ import pytest
 
 from rag.corpus.index import SMALL
 from rag.corpus.library import Attachments, Library, stored_engine
-from rag.errors import DocumentError, UserError
+from rag.errors import DocumentError, RagError, UserError
 from rag.settings import Settings
 
 from .conftest import open_library, until
@@ -309,6 +309,23 @@ def test_an_index_is_forgotten_a_while_after_its_folder(folder: Path, tmp_path: 
     os.utime(note, (1, 1))
     open_library(tmp_path / "moved", tmp_path / "cache").close()
     assert not note.parent.exists()
+
+
+async def test_a_full_disk_is_told_and_loses_nothing(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.md").write_text("The frobnicator hums.")
+    library = open_library(folder, tmp_path / "cache")
+    store = library._store._writes
+    pages = store.execute("PRAGMA page_count").fetchone()[0]
+    store.execute(f"PRAGMA max_page_count = {pages}")  # as if no more could be written
+    many(folder, 3, 200)
+    with pytest.raises(RagError, match="Free some space"):
+        library.update()
+    assert library.reading is None
+    assert await sources(library, "frobnicator") == ["a.md"]
+    store.execute("PRAGMA max_page_count = 1000000")
+    library.update()
+    assert set(await sources(library, "file2")) == {"0002.md"}
+    library.close()
 
 
 async def test_two_processes_share_one_index(folder: Path, tmp_path: Path) -> None:

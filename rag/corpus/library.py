@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from rag.corpus.documents import PICTURES, SUFFIXES, Ingest, Passage
 from rag.corpus.index import SMALL, BM25Index, Engine, SmallEngine, TantivyEngine, engine
 from rag.corpus.reader import Reader, ReadingStopped, contents
 from rag.corpus.store import File, Store
-from rag.errors import DocumentError, UserError
+from rag.errors import DocumentError, RagError, UserError
 from rag.settings import Settings
 
 log = logging.getLogger("smallfirst")
@@ -143,6 +144,11 @@ class Library:
                     self._show()
             except ReadingStopped:
                 pass
+            except sqlite3.Error as error:
+                raise RagError(
+                    f"The index in {self._home} cannot be written ({error}). Free some space, or delete that folder; the"
+                    " documents themselves are not touched."
+                ) from error
             finally:
                 self._tell(None, None)
         return opened
@@ -265,7 +271,7 @@ class Library:
     async def watch(self) -> None:
         """Bring the index up to date, then follow the folder until cancelled. Called once."""
         try:
-            await asyncio.to_thread(self.update)
+            await self._look()
             last, first = time.monotonic(), True
             while not self._closed.is_set():
                 try:
@@ -275,16 +281,30 @@ class Library:
                     ):  # fmt: skip
                         # What changed between the first look and the first watch was seen by neither.
                         if changes or first or time.monotonic() - last > LOOK_EVERY_S:
-                            await asyncio.to_thread(self.update)
+                            await self._look()
                             last, first = time.monotonic(), False
                 except FileNotFoundError:
                     # The folder itself is gone, and with it what it held; it may come back.
-                    await asyncio.to_thread(self.update)
+                    await self._look()
                     first = True
                     await asyncio.sleep(1)
+                except (OSError, RuntimeError) as error:
+                    # A system watches only so many folders.
+                    log.warning(
+                        "%s cannot be watched (%s); it is looked at every %d s.", self.folder, error, LOOK_EVERY_S
+                    )
+                    while not self._closed.is_set():
+                        await asyncio.sleep(LOOK_EVERY_S)
+                        await self._look()
         finally:
             self._closed.set()
             self._reader.stop()
+
+    async def _look(self) -> None:
+        try:
+            await asyncio.to_thread(self.update)
+        except RagError as error:
+            log.error("%s It is tried again within %d s.", error, LOOK_EVERY_S)
 
     async def changes(self) -> AsyncGenerator[None, None]:
         """Yields at once, and whenever progress or contents have changed."""

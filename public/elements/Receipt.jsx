@@ -49,8 +49,10 @@ const figure = (value) => {
   return Number.isInteger(value) ? value.toLocaleString('en-US') : value.toFixed(2)
 }
 
+// The turn's dictionary has numbers only; a person calls them by what the document is made of.
+const unit = (source) => (/\.pptm?x?$/i.test(source) ? 'slide' : /\.xlsm?x?$/i.test(source) ? 'sheet' : 'page')
 const place = ({ source, page, heading }) =>
-  [source, isNumber(page) ? `page ${page}` : null, list(heading).join(' › ')].filter(Boolean).join(' · ')
+  [source, isNumber(page) ? `${unit(source)} ${page}` : null, list(heading).join(' › ')].filter(Boolean).join(' · ')
 
 function summary(turn) {
   const trace = turn.trace || {}

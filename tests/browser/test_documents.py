@@ -60,14 +60,16 @@ def answers(scripted: ScriptedServer) -> None:
 
 
 def attach(chat: Chat, path: Path, text: str = "") -> None:
-    """Attach a file, send it, and wait until it has been dealt with."""
+    """Attach a file, send it, and wait until it has been dealt with, and the question with it answered."""
     told = chat.page.get_by_text(re.compile(r"documents? attached\.|Not attached\."))
-    before = told.count()
+    before, answered = told.count(), chat.page.get_by_test_id("receipt-toggle").count()
     chat.attach(path)
     if text:
         chat.page.locator("#chat-input").fill(text)
     chat.page.locator("#chat-submit").click()
     expect(told).to_have_count(before + 1)
+    if text:
+        expect(chat.page.get_by_test_id("receipt-toggle")).to_have_count(answered + 1)
     expect(chat.page.locator("#stop-button")).to_have_count(0)
 
 

@@ -23,7 +23,8 @@ PIECE = "^"
 """Begins a term that stands for some letters of a word; no other term does."""
 PIECE_WEIGHT = 0.3
 """What shared letters count beside a shared stem. They join German compounds to their parts, and Russian forms that the
-stemmer leaves apart. README.md has what they are worth; `smallfirst evaluate retrieval` measures it."""
+stemmer leaves apart: recall@1 on XQuAD is .942 with them and .937 without in English, .926 and .892 in German, .922 and
+.908 in Russian (`smallfirst evaluate retrieval`)."""
 BEGINNING_CHARS = 5
 GRAM_CHARS = 4
 COMPOUNDING = {"de", "nl", "sv", "da", "no", "fi", "hu"}

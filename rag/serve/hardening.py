@@ -44,8 +44,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # What an accepted extension is, whatever the sender called it. Pages and scripts are plain text here: what someone
-# uploads is never run in this server's name. tests/test_formats.py holds the list to the one that documents are read by
-# and to .chainlit/config.toml's.
+# uploads is never run in this server's name. tests/test_formats.py holds the list to the one that documents are read by.
 _EXTENSIONS_OF: Final[Mapping[str, str]] = {
     "text/plain": (
         ".txt .rst .org .html .htm .xhtml .csv .tsv .json .jsonl .ndjson .ipynb .eml .py .pyi .js .mjs .cjs .ts"
@@ -77,6 +76,8 @@ MEDIA_TYPES: Final[Mapping[str, str]] = {
     extension: kind for kind, extensions in _EXTENSIONS_OF.items() for extension in extensions.split()
 }
 EXTENSIONS: Final = tuple(MEDIA_TYPES)
+# To be named where all of them would be too many.
+USUAL: Final = (".pdf", ".docx", ".pptx", ".xlsx", ".html", ".md", ".txt")
 
 # Lower case only: on a file system that ignores case, two spellings would be two sessions in one folder.
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -562,7 +563,10 @@ def check_uploads(server: Any, rules: Rules) -> None:
         name = file.filename or ""
         extension = PurePosixPath(name.replace("\\", "/")).suffix.lower()
         if extension not in rules.extensions:
-            raise ValueError(f"{name} is not of a kind that can be read here: {', '.join(rules.extensions)}.")
+            usual = [one for one in USUAL if one in rules.extensions] or rules.extensions
+            raise ValueError(
+                f"{name} is not of a kind that can be read here. Save it as one of {', '.join(usual)}, then add it."
+            )
         if not file.size:
             raise ValueError(f"{name} is empty: there is nothing in it to answer from.")
         if file.size > rules.upload_bytes:

@@ -213,6 +213,19 @@ def test_a_file_that_cannot_be_read_costs_one_line(
         expect(listed(chat.page)).to_have_count(1)
 
 
+def test_a_file_of_no_known_kind_is_refused_in_one_sentence(browser: Browser, product: Product, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"\0\0\0 ftypisom")
+    with tab(browser, product.url) as chat:
+        with chat.page.expect_response("**/project/file**") as answer:
+            chat.page.locator("#upload-button-input").set_input_files(film)
+        assert not answer.value.ok
+        told = chat.page.get_by_text(
+            re.compile(r"film\.mp4 is not of a kind that can be read here\. Save it as one of \.pdf")
+        )
+        expect(told.first).to_be_visible()
+
+
 def test_a_newer_file_of_the_same_name_takes_the_place(browser: Browser, product: Product, manual: Path) -> None:
     with tab(browser, product.url) as chat:
         attach(chat, manual)

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import Any
 
 import openai
 import pytest
 
 from rag.errors import ModelBroke, ModelError, ModelRefused, ModelSilent, ModelTimeout, ModelUnreachable
+from rag.models import backend as backend_module
 from rag.models.backend import Backend, Draft, Limits, Usage, Waiting
 from rag.models.runtime import Cores
 from rag.trace import Trace
@@ -58,6 +59,42 @@ class Server:
             answering.cancel()
         hanging_up.cancel()
         writer.close()
+
+
+async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Keeps the connection open, and closes it when the next request comes: as a server does that was idle too long."""
+    for number in range(2):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(one.split(b":")[1]) for one in head.split(b"\r\n") if one.lower().startswith(b"content-length")
+        )
+        await reader.readexactly(length)
+        if number == 0:
+            body = b"".join(WHOLE)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+            writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize("keepalive_s", [0.0, 60.0])
+async def test_a_connection_that_the_server_gives_up_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, keepalive_s: float
+) -> None:
+    assert backend_module.KEEPALIVE_S < 5, "what servers grant"
+    monkeypatch.setattr(backend_module, "KEEPALIVE_S", keepalive_s)
+    listener = await asyncio.start_server(answer_once, "127.0.0.1", 0)
+    backend = Backend("slm", "m", f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1", limits=Limits(2, 2, 2))
+    try:
+        for number in range(2):
+            # The other case shows what happens to a connection that is kept for too long.
+            lost = pytest.raises(ModelBroke) if number and keepalive_s else nullcontext()
+            with lost:
+                pieces = [piece async for piece in backend.stream(MESSAGES, max_tokens=5, trace=Trace())]
+                assert isinstance(pieces[-1], Draft)
+    finally:
+        await backend.close()
+        listener.close()
 
 
 @asynccontextmanager

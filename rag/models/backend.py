@@ -24,6 +24,9 @@ from rag.trace import Trace
 Message = dict[str, str]
 TOP_LOGPROBS = 5
 HERE = "on this machine"
+KEEPALIVE_S = 2.0
+"""Servers close a connection that was idle, after 5 s most of them (llama.cpp, uvicorn). A request that goes out at that
+moment is lost, so ours are given up well before."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ class Backend:
             timeout=httpx2.Timeout(None, connect=limit.connect_s, write=limit.stall_s, pool=limit.connect_s),
             http_client=openai.DefaultAsyncHttpxClient(
                 event_hooks={"request": [_report_sent]},
+                limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
                 # A proxy named in the environment must never see a request to this machine.
                 trust_env=not _is_loopback(base_url),
             ),

@@ -3,14 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import openai
 import pytest
 
 from rag.errors import ModelBroke, ModelError, ModelRefused, ModelSilent, ModelTimeout, ModelUnreachable
-from rag.models import backend as backend_module
 from rag.models.backend import Backend, Draft, Limits, Usage, Waiting
 from rag.models.runtime import Cores
 from rag.trace import Trace
@@ -77,24 +76,36 @@ async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     writer.close()
 
 
-@pytest.mark.parametrize("keepalive_s", [0.0, 60.0])
-async def test_a_connection_that_the_server_gives_up_is_not_used_again(
-    monkeypatch: pytest.MonkeyPatch, keepalive_s: float
-) -> None:
-    assert backend_module.KEEPALIVE_S < 5, "what servers grant"
-    monkeypatch.setattr(backend_module, "KEEPALIVE_S", keepalive_s)
+async def test_a_request_on_a_connection_that_the_server_gave_up_is_sent_once_more() -> None:
     listener = await asyncio.start_server(answer_once, "127.0.0.1", 0)
     backend = Backend("slm", "m", f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1", limits=Limits(2, 2, 2))
     try:
-        for number in range(2):
-            # The other case shows what happens to a connection that is kept for too long.
-            lost = pytest.raises(ModelBroke) if number and keepalive_s else nullcontext()
-            with lost:
-                pieces = [piece async for piece in backend.stream(MESSAGES, max_tokens=5, trace=Trace())]
-                assert isinstance(pieces[-1], Draft)
+        for _ in range(3):
+            pieces = [piece async for piece in backend.stream(MESSAGES, max_tokens=5, trace=Trace())]
+            assert isinstance(pieces[-1], Draft)
     finally:
         await backend.close()
         listener.close()
+
+
+async def test_a_server_that_never_answers_on_any_connection_is_asked_twice_at_most() -> None:
+    connections = 0
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    listener = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    backend = Backend("slm", "m", f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1", limits=Limits(2, 2, 2))
+    try:
+        with pytest.raises(ModelBroke):
+            [piece async for piece in backend.stream(MESSAGES, max_tokens=5, trace=Trace())]
+    finally:
+        await backend.close()
+        listener.close()
+    assert connections == 2
 
 
 @asynccontextmanager

@@ -241,7 +241,7 @@ class Backend:
         yield Draft(self.leg, self.model, "".join(text), tuple(tokens), usage, finish_reason)
 
     async def _open(
-        self, messages: list[Message], max_tokens: int, on_sent: Callable[[], None]
+        self, messages: list[Message], max_tokens: int, on_sent: Callable[[], None], *, again: bool = False
     ) -> "openai.AsyncStream[ChatCompletionChunk]":
         wanted: dict[str, Any] = {
             "model": self.model,
@@ -270,9 +270,15 @@ class Backend:
                 raise
             # This server refuses them: remember, and judge its answers without.
             self._ask_logprobs = False
+        except openai.APIConnectionError as error:
+            # A kept connection that the server gave up just as it was used again. Nothing was answered on it, so asking
+            # once more on another one hides no failure: a server that is gone refuses that one.
+            if again or not isinstance(error.__cause__, httpx2.RemoteProtocolError):
+                raise
+            again = True
         finally:
             _on_sent.reset(reset)
-        return await self._open(messages, max_tokens, on_sent)
+        return await self._open(messages, max_tokens, on_sent, again=again)
 
     async def _next(self, chunks: AsyncIterator[ChatCompletionChunk], begun: bool) -> ChatCompletionChunk | None:
         limit = self._limits.stall_s if begun else self._limits.first_token_s

@@ -10,7 +10,8 @@ import pytest
 
 from rag.corpus.analysis import terms
 from rag.corpus.documents import Passage
-from rag.corpus.index import K1, SMALL, B, BM25Index, Pile, Query, SmallEngine, TantivyEngine, engine
+from rag.corpus.engines import SMALL, Pile, engine
+from rag.corpus.index import K1, B, BM25Index, Query, SmallEngine, TantivyEngine
 from rag.corpus.library import Library
 from rag.lab import dataset
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rag.corpus.index import SMALL
-from rag.corpus.library import Attachments, Library, stored_engine
+from rag.corpus.engines import SMALL, stored_engine
+from rag.corpus.library import Attachments, Library
 from rag.errors import DocumentError, RagError, UserError
 from rag.settings import Settings
 

@@ -181,7 +181,7 @@ class _Okapi(BM25Okapi):  # type: ignore[misc]
 
 
 class SmallEngine:
-    """rank-bm25, in memory. Its time grows with the number of passages: see SMALL."""
+    """rank-bm25, in memory. Its time grows with the number of passages: see `engines.SMALL`."""
 
     name = "rank-bm25"
 
@@ -299,29 +299,6 @@ class TantivyEngine:
         mean = {"mean": {"avg": {"field": "length"}}}
         found = self._searcher.aggregate(tantivy.Query.all_query(), mean)["mean"]["value"] if len(self) else None
         self.average_length = float(found or 1.0)
-
-
-class Pile:
-    """A shelf in memory."""
-
-    def __init__(self, passages: Sequence[Passage]) -> None:
-        self._passages = passages
-
-    def passages(self, numbers: Sequence[int]) -> list[Passage | None]:
-        return [self._passages[number] for number in numbers]
-
-
-SMALL = 500
-"""Up to so many passages rank-bm25 answers within a millisecond (benchmarks/retrieval.json); above, tantivy does."""
-
-
-def engine(passages: Sequence[Passage]) -> Engine:
-    """The engine for passages that stay in memory."""
-    if len(passages) <= SMALL:
-        return SmallEngine(passages)
-    large = TantivyEngine(Pile(passages), languages=Counter(passage.language for passage in passages))
-    large.change((), ((number, 0, passage) for number, passage in enumerate(passages)))
-    return large
 
 
 def _decoded_lengths() -> list[int]:

@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from watchfiles import awatch
 
 from rag.corpus import analysis, documents
 from rag.corpus.documents import PICTURES, SUFFIXES, Ingest, Passage
-from rag.corpus.index import SMALL, BM25Index, Engine, SmallEngine, TantivyEngine, engine
+from rag.corpus.engines import engine, stored_engine
+from rag.corpus.index import BM25Index, Engine, SmallEngine
 from rag.corpus.reader import Reader, ReadingStopped, contents
 from rag.corpus.store import File, Store
 from rag.errors import DocumentError, RagError, UserError
@@ -38,9 +39,6 @@ BURST_MS = 50
 LOOK_EVERY_S = 30
 # While many documents are read, those that are done can be asked about after this long.
 PUBLISH_EVERY_S = 5
-# Removed passages stay in tantivy's statistics until it merges; with a share above this it is built anew.
-MOST_REMOVED = 0.2
-
 ABANDONED_S = 30 * 24 * 3600
 
 
@@ -419,57 +417,6 @@ def new_reader(settings: Settings) -> Reader:
         timeout_s=settings.read_timeout_s,
         memory_mb=settings.read_memory_mb,
         largest_bytes=LARGEST_BYTES,
-    )
-
-
-def stored_engine(
-    store: Store, home: Path, now: Engine | None = None, *, languages: Mapping[str, int] | None = None
-) -> Engine:
-    """The engine for what a store holds; `now` is the one in use, which is changed rather than built anew if it can be.
-
-    tantivy's folder carries the generation of the store that it shows. One that shows another, because a process was
-    killed between the two, is brought up to date or built anew: never trusted.
-    """
-    languages = store.languages() if languages is None else languages
-    size = len(store)
-    if size <= SMALL:
-        return SmallEngine(store.all())
-    generation, kept = store.generation, store.meta("engine_folder")
-    folder = home / kept if kept else None
-    files = {file.number for file in store.files().values()}
-    held = {int(number) for number in (store.meta("engine_files") or "").split()}
-    removed = int(store.meta("engine_removed") or 0) + len(held - files)
-    if folder is not None and folder.is_dir() and removed <= MOST_REMOVED * len(files):
-        with suppress(ValueError, OSError):
-            if isinstance(now, TantivyEngine) and now.folder == folder:
-                large = now
-            else:
-                large = TantivyEngine(store, folder, languages=languages)
-            if store.meta("engine_generation") != str(generation):
-                store.note(engine_generation="changing")
-                # Also what was there: after a kill between the two commits, it may be in already.
-                come = files - held
-                large.change((held - files) | come, store.numbered(come))
-                _note_engine(store, generation, kept or "", files, removed)
-            large.look_again(languages)
-            if len(large) == size:
-                return large
-        log.warning("The engine's files in %s do not show what was read; they are made anew.", home)
-    for old in home.glob("engine-*"):
-        shutil.rmtree(old, ignore_errors=True)
-    name = f"engine-{generation}-{os.getpid()}"
-    large = TantivyEngine(store, home / name, languages=languages)
-    large.change((), store.numbered(), heap_mb=128)
-    _note_engine(store, generation, name, files, 0)
-    return large
-
-
-def _note_engine(store: Store, generation: int, folder: str, files: set[int], removed: int) -> None:
-    store.note(
-        engine_generation=generation,
-        engine_folder=folder,
-        engine_files=" ".join(map(str, sorted(files))),
-        engine_removed=removed,
     )
 
 

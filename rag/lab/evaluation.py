@@ -27,8 +27,9 @@ from rich.table import Table
 
 from rag import __version__, terminal
 from rag.corpus.documents import Ingest, Passage
-from rag.corpus.index import K1, B, BM25Index, engine
-from rag.corpus.library import new_reader, stored_engine
+from rag.corpus.engines import engine, stored_engine
+from rag.corpus.index import K1, B, BM25Index
+from rag.corpus.library import new_reader
 from rag.corpus.store import Store
 from rag.lab.dataset import Case, Dataset, passages
 from rag.lab.machine import machine

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from rag.errors import ModelError
-from rag.models.backend import Draft, Message, Piece, Token, Usage, Waiting
+from rag.models.backend import Delta, Draft, Message, Piece, Token, Usage, Waiting
 from rag.models.legs import State
 from rag.trace import Trace
 
@@ -56,10 +56,12 @@ class ScriptedBackend:
                     if number and reply.hold is not None:
                         await reply.hold.wait()
                     piece = word if number == 0 else f" {word}"
+                    new: tuple[Token, ...] = ()
                     if reply.logprob is not None:
-                        tokens.append(Token(piece, reply.logprob, (reply.logprob, -6.0, -7.0, -8.0, -9.0)))
+                        new = (Token(piece, reply.logprob, (reply.logprob, -6.0, -7.0, -8.0, -9.0)),)
+                        tokens.extend(new)
                     if piece:
-                        yield piece
+                        yield Delta(piece, new)
             finished = True
         finally:
             self.stopped += not finished

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from rag.errors import ModelBroke, ModelError, ModelRefused, ModelSilent, ModelTimeout, ModelUnreachable
-from rag.models.backend import Backend, Draft, Limits, Usage, Waiting
+from rag.models.backend import Backend, Delta, Draft, Limits, Usage, Waiting
 from rag.models.runtime import Cores
 from rag.trace import Trace
 
@@ -140,7 +140,7 @@ async def collect(backend: Backend, trace: Trace | None = None) -> tuple[str, Dr
     pieces = [piece async for piece in backend.stream(MESSAGES, max_tokens=5, trace=trace or Trace())]
     draft = pieces[-1]
     assert isinstance(draft, Draft)
-    return "".join(piece for piece in pieces if isinstance(piece, str)), draft
+    return "".join(piece.text for piece in pieces if isinstance(piece, Delta)), draft
 
 
 async def test_a_whole_answer_with_logprobs_usage_and_times() -> None:
@@ -266,7 +266,7 @@ async def test_closing_the_stream_hangs_up_and_frees_the_cores() -> None:
     cores = Cores()
     async with served(sends(HEADERS, event("Hel"), then=None), cores=cores) as (backend, server):
         async with aclosing(backend.stream(MESSAGES, max_tokens=5, trace=Trace())) as pieces:
-            assert await anext(pieces) == "Hel"
+            assert await anext(pieces) == Delta("Hel")
         await asyncio.wait_for(server.hung_up.wait(), 5)
         async with asyncio.timeout(5), cores.claim():
             pass
@@ -282,7 +282,7 @@ async def test_one_model_computes_at_a_time_and_the_other_is_told_that_it_waits(
             assert server.requests == []
         seen.extend([piece async for piece in stream])
     assert seen[0] == Waiting(1)
-    assert "Hel" in seen
+    assert "Hello" in "".join(piece.text for piece in seen if isinstance(piece, Delta))
 
 
 def test_every_error_of_the_client_is_translated() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rag.corpus.library import Library
 from rag.errors import ModelBroke, ModelUnreachable, UserError
-from rag.models.backend import ChatBackend, Draft
+from rag.models.backend import ChatBackend, Delta, Draft
 from rag.models.legs import Legs
 from rag.settings import Settings
 from rag.trace import Trace
@@ -80,7 +80,7 @@ async def test_both_embedded_models_take_turns(real: Settings) -> None:
             nonlocal running, most
             began = False
             async for piece in backend.stream([{"role": "user", "content": text}], max_tokens=8, trace=Trace()):
-                if isinstance(piece, str) and not began:
+                if isinstance(piece, Delta) and not began:
                     began, running = True, running + 1
                     most = max(most, running)
                 if isinstance(piece, Draft):

@@ -218,7 +218,7 @@ async def _in_process(settings: Settings, server: str, key: str, rounds: int) ->
                         request = event.turn.trace.find("request")
                         assert request is not None, "a model was asked"
                         own.append(request.start_ms)
-                        messages = event.turn.messages["slm"]
+                        messages = event.turn.prompts["slm"].messages
     finally:
         await legs.close()
     return messages, statistics.median(own)

@@ -81,7 +81,15 @@ class Waiting:
     ahead: int
 
 
-Piece = Waiting | str | Draft
+@dataclass(frozen=True)
+class Delta:
+    """Text as it comes, and the tokens that the server reported with it."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+Piece = Waiting | Delta | Draft
 
 
 class ChatBackend(Protocol):
@@ -95,7 +103,7 @@ class ChatBackend(Protocol):
     """The window if known, prompt and answer together."""
 
     def stream(self, messages: list[Message], *, max_tokens: int, trace: Trace) -> AsyncGenerator[Piece, None]:
-        """Any number of `Waiting`, then text as it comes, then one `Draft`. Raises ModelError.
+        """Any number of `Waiting`, then a `Delta` for each piece of text, then one `Draft`. Raises ModelError.
 
         Spans `queue`, `request` (until the request is sent), `first_token` and `completion` go into the trace.
         """
@@ -191,7 +199,7 @@ class Backend:
 
     async def _pieces(
         self, messages: list[Message], max_tokens: int, trace: Trace
-    ) -> AsyncGenerator[str | Draft, None]:
+    ) -> AsyncGenerator[Delta | Draft, None]:
         request = trace.open("request", self.leg)
         first = completion = None
         text: list[str] = []
@@ -214,8 +222,9 @@ class Backend:
                             continue
                         choice = chunk.choices[0]
                         finish_reason = choice.finish_reason or finish_reason
+                        new: tuple[Token, ...] = ()
                         if choice.logprobs is not None:
-                            tokens.extend(
+                            new = tuple(
                                 Token(
                                     entry.token,
                                     min(0.0, entry.logprob),
@@ -224,12 +233,13 @@ class Backend:
                                 for entry in choice.logprobs.content or ()
                                 if math.isfinite(entry.logprob)
                             )
+                            tokens.extend(new)
                         if choice.delta is not None and isinstance(choice.delta.content, str) and choice.delta.content:
                             if completion is None:
                                 trace.close(first)
                                 completion = trace.open("completion", self.leg)
                             text.append(choice.delta.content)
-                            yield choice.delta.content
+                            yield Delta(choice.delta.content, new)
             if finish_reason is None:
                 raise ModelBroke(f"{self.model} ({self.where}) stopped in the middle of its answer. Ask again.")
             if not "".join(text).strip():

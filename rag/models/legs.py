@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rag.errors import ModelUnreachable, RagError, UserError
 from rag.models import weights
@@ -46,6 +46,38 @@ class State:
         if self.phase in ("fetching", "verifying") and self.total_bytes:
             return f"{self.phase} {self.done_bytes / 1e6:,.0f} of {self.total_bytes / 1e6:,.0f} MB"
         return {"absent": "not fetched", "failed": self.detail.rstrip(".")}.get(self.phase, self.phase)
+
+
+class Answering(Protocol):
+    """A leg as the turn sees it; `Leg` says what each name means."""
+
+    @property
+    def name(self) -> LegName: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def passages(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def remote(self) -> bool: ...
+    @property
+    def installed(self) -> bool: ...
+    @property
+    def state(self) -> State: ...
+
+    def start(self) -> object: ...
+    def changes(self) -> AsyncGenerator[State, None]: ...
+    async def backend(self) -> ChatBackend: ...
+
+
+class Pair(Protocol):
+    """Both legs of a cascade."""
+
+    @property
+    def slm(self) -> Answering: ...
+    @property
+    def llm(self) -> Answering: ...
 
 
 class Leg:
@@ -93,6 +125,16 @@ class Leg:
         if self._weights is None:
             return True
         return weights.installed(self._weights, self._settings.cache_dir) is not None
+
+    @property
+    def where(self) -> str:
+        """Where its text goes: `on this machine`, or the server's host."""
+        return self._backend.where if self._backend is not None and self.remote else HERE
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The window if known."""
+        return None if self.remote else self._settings.context_tokens
 
     @property
     def pid(self) -> int | None:

@@ -13,8 +13,8 @@ from typing import Any
 from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
 from rag.errors import ModelError, RagError, UserError
-from rag.models.backend import Draft, Message, Waiting
-from rag.models.legs import SPOKEN, Leg, Legs
+from rag.models.backend import Draft, Waiting
+from rag.models.legs import SPOKEN, Answering, Pair
 from rag.settings import Mode, Settings
 from rag.trace import Trace
 from rag.turn import citations, confidence, overview, prompt, rewriting
@@ -76,15 +76,16 @@ class Turn:
     where: str | None
     """Where that model's text went: on this machine, or the server's host."""
     escalated: bool
+    refused: bool
+    """The answer says that it is not in the documents."""
     verdict: Verdict | None
     drafts: tuple[Draft, ...]
     hits: tuple[Hit, ...]
     citations: tuple[Citation, ...]
     notes: tuple[str, ...]
     """What the user must know about this answer: who could not be asked, what was left out."""
-    ledger: dict[str, Any]
-    messages: dict[str, list[Message]]
-    """What each leg was sent, for those who look inside; not part of the dictionary."""
+    prompts: dict[str, Prompt]
+    """What each leg was sent, for those who look inside; of it, the dictionary has the ledgers."""
     trace: Trace
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,12 +97,13 @@ class Turn:
             "model": self.model,
             "where": self.where,
             "escalated": self.escalated,
+            "refused": self.refused,
             "verdict": self.verdict.to_dict() if self.verdict else None,
             "drafts": [draft.to_dict() for draft in self.drafts],
             "hits": [hit.to_dict() for hit in self.hits],
             "citations": [citation.to_dict() for citation in self.citations],
             "notes": list(self.notes),
-            "ledger": self.ledger,
+            "ledger": {leg: built.ledger for leg, built in self.prompts.items()},
             "trace": self.trace.to_dict(),
         }
 
@@ -123,7 +125,7 @@ async def answer(
     question: str,
     *,
     session: Session,
-    legs: Legs,
+    legs: Pair,
     settings: Settings,
     mode: Mode | None = None,
     id: str = "",
@@ -153,7 +155,7 @@ class _Work:
     """One turn under way. `shown` is the text that stands before the user."""
 
     def __init__(
-        self, question: str, session: Session, legs: Legs, settings: Settings, mode: Mode, id: str, trace: Trace
+        self, question: str, session: Session, legs: Pair, settings: Settings, mode: Mode, id: str, trace: Trace
     ) -> None:
         self.question = question
         self.query = Query(question)
@@ -298,7 +300,7 @@ class _Work:
         weights = self.query.weights(self.index.languages)
         return {t: weight * self.index.idf(t) for t, weight in weights.items() if not t.startswith(PIECE)}
 
-    async def _ask(self, leg: Leg) -> AsyncGenerator[Event, None]:
+    async def _ask(self, leg: Answering) -> AsyncGenerator[Event, None]:
         """One leg writes; its draft is added to `drafts`. A draft that broke off is not."""
         large = leg.name == "llm"
         with self.trace.span("escalate" if large else "draft", leg.name):
@@ -340,8 +342,8 @@ class _Work:
                         self.where = backend.where
                     else:
                         self.trace.first_token()
-                        self.shown += piece
-                        yield Token(leg.name, piece)
+                        self.shown += piece.text
+                        yield Token(leg.name, piece.text)
 
     def _read_most(self) -> tuple[Hit, ...]:
         return max((built.evidence for built in self.prompts.values()), key=len, default=())
@@ -371,21 +373,21 @@ class _Work:
             model=draft.model if draft else None,
             where=self.where if draft else None,
             escalated=escalated,
+            refused=refused,
             verdict=verdict,
             drafts=tuple(self.drafts),
             # Of an overview, what was read: a first sentence for each heading is no result of a search.
             hits=self.hits if self.overview is None else self._read_most(),
             citations=cited,
             notes=tuple(self.notes),
-            ledger={leg: built.ledger for leg, built in self.prompts.items()},
-            messages={leg: built.messages for leg, built in self.prompts.items()},
+            prompts=dict(self.prompts),
             trace=self.trace,
         )
         self.session.remember(Exchange(self.id, self.question, str(self.query), text))
         return Answered(turn)
 
 
-def _not_here(leg: Leg) -> str | None:
+def _not_here(leg: Answering) -> str | None:
     """Why the larger model cannot be asked now, when waiting for it would be too long to sit through."""
     if leg.state.phase in ("fetching", "verifying"):
         return f"The {SPOKEN[leg.name]} is still on its way here: {leg.state.words}."

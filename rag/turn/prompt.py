@@ -29,8 +29,48 @@ SYSTEM_LARGE = (
     " If they do not contain the answer, reply exactly: I don't know."
 )
 
+# Shown to a small model before the question: how short an answer is, and that it stands in the context. Refusals among
+# them made SmolLM2 refuse what it could answer. They never change, so a server reads them once.
+EXAMPLES = (
+    (
+        "The lighthouse at Sandvik was built in 1874 by the engineer Nils Holm. It stands 31 metres high and was lit with"
+        " paraffin until 1936, when electric lamps took its place.",
+        "When did electric lamps replace paraffin in the lighthouse?",
+        "Electric lamps replaced paraffin in 1936.",
+    ),
+    (
+        "Green tea is heated soon after picking, which stops oxidation, while black tea is left to oxidise fully. Oolong"
+        " lies between the two.",
+        "Which tea is oxidised fully?",
+        "Black tea is oxidised fully.",
+    ),
+    (
+        "The council of Merrow has 24 members, who are elected every four years. Its chair, Anna Brook, resigned in May"
+        " and was followed by Tom Reed.",
+        "Who followed Anna Brook as chair?",
+        "Tom Reed followed Anna Brook as chair.",
+    ),
+)
+
+# A smaller window has better uses.
+EXAMPLES_FROM_TOKENS = 1500
+
 # For a question about a document as a whole a leg reads so much for each passage that it reads otherwise.
 OVERVIEW_TOKENS = 400
+
+
+def _worded(label: str, evidence: str, question: str) -> str:
+    return f"{label}:\n{evidence}\n\nQuestion: {question}"
+
+
+_EXAMPLE_TURNS: list[Message] = [
+    message
+    for context, question, answer in EXAMPLES
+    for message in (
+        {"role": "user", "content": _worded("Context", context, question)},
+        {"role": "assistant", "content": answer},
+    )
+]
 
 
 @dataclass(frozen=True)
@@ -65,8 +105,11 @@ def build(
     terms and what each tells. An `overview` is for a question about documents as a whole, and `hits` are its own: a large
     model gets the outline and as many of them as its tokens allow, a small one the beginning and a line of headings.
     """
-    system = SYSTEM_LARGE if large else SYSTEM
-    window = (context_tokens or 1 << 30) - max_tokens - estimate_tokens(system) - estimate_tokens(question) - 64
+    before_all = [{"role": "system", "content": SYSTEM_LARGE if large else SYSTEM}]
+    if not large and overview is None and (context_tokens is None or context_tokens >= EXAMPLES_FROM_TOKENS):
+        before_all += _EXAMPLE_TURNS
+    always = sum(estimate_tokens(message["content"]) for message in before_all)
+    window = (context_tokens or 1 << 30) - max_tokens - always - estimate_tokens(question) - 64
     budget = max(64, min(evidence_tokens, window))
     before = after = ""
     if overview is not None:
@@ -108,9 +151,8 @@ def build(
         left -= cost
         kept += 1
 
-    label = "Passages" if large else "Context"
-    content = f"{before}{label}:\n{chr(10).join(blocks)}{after}\n\nQuestion: {question}"
-    messages = [{"role": "system", "content": system}, *turns, {"role": "user", "content": content}]
+    content = before + _worded("Passages" if large else "Context", "\n".join(blocks) + after, question)
+    messages = [*before_all, *turns, {"role": "user", "content": content}]
     ledger = {
         "prompt_tokens_estimated": sum(estimate_tokens(m["content"]) for m in messages),
         "evidence_tokens_estimated": used,

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     )
     slm_api_key: SecretStr | None = Field(None, description="key for that server, if it wants one")
     slm_passages: int = Field(1, ge=1, le=20, description="passages that the small model reads")
+    slm_examples: bool = Field(
+        True, description="show the small model three answered questions first: helps the smallest, hinders larger ones"
+    )
     slm_max_tokens: int = Field(160, ge=1, le=8192, description="longest answer of the small model, tokens")
 
     llm_model: str = Field(
@@ -67,8 +70,18 @@ class Settings(BaseSettings):
     top_k: int = Field(6, ge=1, le=50, description="passages kept from a search")
     passage_chars: int = Field(700, ge=100, le=8000, description="longest passage, characters")
 
-    confidence: float = Field(
-        0.65, ge=0, le=1, description="lowest confidence at which the small model's answer stands"
+    confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="lowest confidence at which the small model's answer stands; empty: as calibrated for the models, or 0.65",
+    )
+    early: bool = Field(True, description="give a draft up as soon as it is hopeless, where that was calibrated")
+    check: bool = Field(
+        True, description="have the larger model say first whether the passages answer the question; if not, refuse"
+    )
+    strategy: Literal["answer", "refine"] = Field(
+        "answer", description="the larger model answers from the passages alone, or also sees the draft and refines it"
     )
     min_words: int = Field(
         3, ge=0, le=100, description="an answer of fewer words is too short, unless it stands in a passage"
@@ -101,6 +114,10 @@ class Settings(BaseSettings):
 
     allowed_hosts: tuple[str, ...] = Field((), description="further names that this server answers to, behind a proxy")
     allowed_origins: tuple[str, ...] = Field((), description="further origins whose pages may open the chat")
+
+    labels: bool = Field(
+        True, description="keep thumbs and requests for the larger model on this machine, for `smallfirst calibrate`"
+    )
 
     read_timeout_s: float = Field(60, gt=0, description="longest time to read one document, seconds")
     read_memory_mb: int = Field(2000, ge=200, description="most memory of the process that reads documents, MB")

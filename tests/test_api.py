@@ -95,7 +95,7 @@ async def test_earlier_messages_are_the_history(tmp_path: Path, settings: Settin
     legs = ScriptedLegs([], [GOOD])
     async with served(tmp_path, settings, legs) as client:
         await ask(client, "smallfirst-llm", False, "What are zebras?", "Striped animals.")
-    assert {"role": "assistant", "content": "Striped animals."} in legs.llm.backend_.asked[0]
+    assert {"role": "assistant", "content": "Yes. Striped animals."} in legs.llm.backend_.asked[0]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -360,6 +360,7 @@ async def test_the_turn_carries_the_contract(session: Session, settings: Setting
         "answer",
         "model",
         "escalated",
+        "refused",
         "verdict",
         "drafts",
         "hits",

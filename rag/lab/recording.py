@@ -117,7 +117,7 @@ class _RecordedBackend:
             # Recorded whole, whatever this turn needs of it: the next policy may want the rest.
             recorded = await self._record(messages, max_tokens)
             self._recordings.keep(key, self.model, recorded)
-        tokens = [Token(text, logprob, tuple(top)) for text, logprob, top in recorded["tokens"]]
+        tokens = [Token(text, logprob, tuple(top), tuple(texts)) for text, logprob, top, texts in recorded["tokens"]]
         usage = Usage(*recorded["usage"]) if recorded["usage"] else None
         ms, reached, finished = recorded["first_ms"], 0, False
         for name in ("request", "first_token", "completion"):
@@ -171,9 +171,10 @@ class _RecordedBackend:
         after = _cpu_s(process)
         return {
             "text": draft.text if draft else "",
-            "tokens": [(t.text, round(t.logprob, 5), [round(x, 4) for x in t.top]) for t in draft.tokens]
-            if draft
-            else [],
+            "tokens": [
+                (t.text, round(t.logprob, 5), [round(x, 4) for x in t.top], t.top_texts)
+                for t in (draft.tokens if draft else ())
+            ],
             "usage": (draft.usage.input_tokens, draft.usage.output_tokens) if draft and draft.usage else None,
             "finish_reason": draft.finish_reason if draft else None,
             "pieces": pieces,

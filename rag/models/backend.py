@@ -38,6 +38,8 @@ class Token:
     """Natural logarithm of its probability, at most 0."""
     top: tuple[float, ...] = ()
     """Logprobs of the most probable tokens in its place, best first, at most `TOP_LOGPROBS`."""
+    top_texts: tuple[str, ...] = ()
+    """Those tokens."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ class Backend:
                                     entry.token,
                                     min(0.0, entry.logprob),
                                     tuple(top.logprob for top in entry.top_logprobs or ()),
+                                    tuple(top.token for top in entry.top_logprobs or ()),
                                 )
                                 for entry in choice.logprobs.content or ()
                                 if math.isfinite(entry.logprob)

@@ -14,12 +14,14 @@ from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
 from rag.errors import ModelError, RagError, UserError
 from rag.models.backend import Draft, Waiting
+from rag.models.backend import Token as Written
 from rag.models.legs import SPOKEN, Answering, Pair
 from rag.settings import Mode, Settings
 from rag.trace import Trace
-from rag.turn import citations, confidence, overview, prompt, rewriting
+from rag.turn import calibration, citations, confidence, evidence, overview, prompt, rewriting
+from rag.turn.check import Check
 from rag.turn.citations import Citation
-from rag.turn.confidence import Verdict
+from rag.turn.confidence import Grounds, Verdict
 from rag.turn.overview import Overview
 from rag.turn.prompt import Prompt
 from rag.turn.session import Exchange, Session
@@ -27,6 +29,8 @@ from rag.turn.session import Exchange, Session
 # Documents that have just changed are worth a short wait; the first ones of all, a longer one.
 SETTLE_S = 2.0
 SETTLE_FIRST_S = 10.0
+# So many times the usual passages are looked through when the first ones hold too little of the question.
+MORE = 3
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,15 @@ async def answer(
     mode: Mode | None = None,
     id: str = "",
     trace: Trace | None = None,
+    insist: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Answer one question; the last event is `Answered` or `Failed`.
 
     Closing the iterator stops the work, the models' included; what was written until then is remembered as the answer.
-    `id` is the door's name for the question. Bugs are raised; what can go wrong is a `Failed`.
+    `id` is the door's name for the question. `insist` has a model answer even where the documents seem silent. Bugs are
+    raised; what can go wrong is a `Failed`.
     """
-    turn = _Work(question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace())
+    turn = _Work(question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist)
     finished = False
     try:
         async with aclosing(turn.run()) as events:
@@ -155,7 +161,15 @@ class _Work:
     """One turn under way. `shown` is the text that stands before the user."""
 
     def __init__(
-        self, question: str, session: Session, legs: Pair, settings: Settings, mode: Mode, id: str, trace: Trace
+        self,
+        question: str,
+        session: Session,
+        legs: Pair,
+        settings: Settings,
+        mode: Mode,
+        id: str,
+        trace: Trace,
+        insist: bool,
     ) -> None:
         self.question = question
         self.query = Query(question)
@@ -165,6 +179,7 @@ class _Work:
         self.mode = mode
         self.id = id
         self.trace = trace
+        self.insist = insist
         self.index = session.attachments.index
         self.hits: tuple[Hit, ...] = ()
         self.overview: Overview | None = None
@@ -173,6 +188,11 @@ class _Work:
         self.notes: list[str] = []
         self.where: str | None = None
         self.shown = ""
+        self.calibration = calibration.find(legs.slm.model, legs.llm.model, settings)
+        self.given_up: Verdict | None = None
+        """On a small model's draft that was not worth finishing, or beginning."""
+        self.denied = False
+        """The larger model says that the passages don't answer the question."""
 
     async def run(self) -> AsyncGenerator[Event, None]:
         self._check()
@@ -198,14 +218,10 @@ class _Work:
         else:
             yield Phase("retrieve", f"Searching {len(self.index):,} passages")
             with self.trace.span("retrieve"):
-                self.hits = tuple(await self.index.search(self.query, self.settings.top_k))
-                # Words carried over help to find; that the passages lack some of them is no reason to be silent.
-                read = self.hits[: self.settings.llm_passages]
-                forms = dict.fromkeys((self.question, str(self.query)))
-                covered = max(confidence.coverage(form, read, self.index.idf) for form in forms)
-                silent = not self.hits or covered < self.settings.min_coverage
+                covered = await self._search()
+            silent = not self.hits or covered < self.settings.min_coverage
         yield Retrieved(str(self.query), self.hits)
-        if silent:
+        if silent and not (self.insist and self.hits):
             reason = f"the documents cover {covered:.0%} of the question's words"
             silence = Verdict(0.0, self.settings.min_coverage, False, reason)
             yield self._finish(None, silence, escalated=False)
@@ -219,7 +235,6 @@ class _Work:
             async with aclosing(self._ask(first)) as events:
                 async for event in events:
                     yield event
-            draft = self.drafts[-1]
         except ModelError as error:
             failure = str(error)
             if self.mode == "slm" and second.remote:
@@ -237,24 +252,25 @@ class _Work:
             yield self._finish(self.drafts[-1], None, escalated=second is self.legs.llm)
             return
 
-        # 4. Judge the small model's draft.
+        # 4. Judge the small model's draft, unless that was done while it was being written.
+        draft = self.drafts[-1] if self.drafts else None
         if first is self.legs.slm:
-            yield Phase("judge", "Checking the answer")
-            with self.trace.span("judge", "slm"):
-                verdict = confidence.judge(
-                    draft,
-                    self.question,
-                    str(self.query),
-                    self.hits,
-                    self.prompts["slm"].evidence,
-                    self.index.idf,
-                    threshold=self.settings.confidence,
-                    min_words=self.settings.min_words,
-                    searched=self.overview is None,
-                )
+            if self.given_up is None:
+                assert draft is not None, "a leg that was not given up has written"
+                yield Phase("judge", "Checking the answer")
+                with self.trace.span("judge", "slm"):
+                    verdict = confidence.judge(
+                        draft,
+                        self._grounds("slm"),
+                        calibration=self.calibration,
+                        threshold=self.settings.confidence,
+                        min_words=self.settings.min_words,
+                    )
+            else:
+                verdict = self.given_up
             yield Judged(verdict)
 
-        # 5. Not good enough: the larger model answers from the passages, without seeing the draft.
+        # 5. Not good enough: the larger model answers.
         escalated = False
         if self.mode == "auto" and verdict is not None and not verdict.accepted:
             yield Escalating(verdict.reason)
@@ -265,9 +281,54 @@ class _Work:
                         yield event
                 draft, escalated = self.drafts[-1], True
             except ModelError as error:
-                self.shown = standing
+                if self.given_up is not None:
+                    # Given up for the sake of a model that is not there: then it is finished after all.
+                    async with aclosing(self._finish_draft()) as events:
+                        async for event in events:
+                            yield event
+                    draft = self.drafts[-1]
+                else:
+                    self.shown = standing
                 self.notes.append(f"The small model's answer, not refined ({verdict.reason}). {error}")
         yield self._finish(draft, verdict, escalated=escalated)
+
+    async def _search(self) -> float:
+        """Fill `hits`; returns how much of the question's words those hold that will be read.
+
+        Where they hold too little, once more: with the words of the turn before, and among more passages.
+        """
+        self.hits = tuple(await self.index.search(self.query, self.settings.top_k))
+        covered = self._covered(self.hits[: self.settings.llm_passages])
+        if covered >= self.settings.min_coverage or not self.hits:
+            return covered
+        query = self.query
+        if self.session.history and not query.context:
+            query = Query(self.question, self.session.history[-1].question)
+        hits = tuple(await self.index.search(query, MORE * self.settings.top_k))
+        read = evidence.select(
+            hits, self._asked(), passages=self.settings.llm_passages, budget_tokens=self.settings.evidence_tokens,
+            tokens=lambda passage: prompt.estimate_tokens(passage.text),
+        ).hits  # fmt: skip
+        if (again := self._covered(read)) < self.settings.min_coverage:
+            return covered
+        self.query, self.hits = query, hits
+        return again
+
+    def _covered(self, read: Sequence[Hit]) -> float:
+        # Words carried over help to find; that the passages lack some of them is no reason to be silent.
+        forms = dict.fromkeys((self.question, str(self.query)))
+        return max(confidence.coverage(form, read, self.index.idf) for form in forms)
+
+    def _grounds(self, leg: str) -> Grounds:
+        return Grounds(
+            self.question,
+            str(self.query),
+            self.hits,
+            self.prompts[leg].evidence,
+            self.index.idf,
+            most_idf=self.index.idf(""),
+            searched=self.overview is None,
+        )
 
     def _check(self) -> None:
         if not self.question:
@@ -300,8 +361,11 @@ class _Work:
         weights = self.query.weights(self.index.languages)
         return {t: weight * self.index.idf(t) for t, weight in weights.items() if not t.startswith(PIECE)}
 
-    async def _ask(self, leg: Answering) -> AsyncGenerator[Event, None]:
-        """One leg writes; its draft is added to `drafts`. A draft that broke off is not."""
+    async def _ask(self, leg: Answering, *, whole: bool = False) -> AsyncGenerator[Event, None]:
+        """One leg writes; its draft is added to `drafts`. A draft that broke off is not.
+
+        In Auto the small model's may be given up before its end (`given_up`), unless it is wanted `whole`.
+        """
         large = leg.name == "llm"
         with self.trace.span("escalate" if large else "draft", leg.name):
             if large and (reason := _not_here(leg)):
@@ -314,42 +378,78 @@ class _Work:
                             if state.usable or state.phase == "failed":
                                 break
                             yield Phase("load", f"Waiting for the {SPOKEN[leg.name]}: {state.words}")
-            backend = await leg.backend()
+            server = await leg.backend()
             with self.trace.span("prompt", leg.name):
-                leaning = bool(self.query.context)
-                self.prompts[leg.name] = built = prompt.build(
-                    self.question,
-                    self.hits,
-                    # A small model is led astray by turns that the question does not lean on.
-                    self.session.history if large or leaning else (),
-                    asked=self._asked(),
-                    overview=self.overview,
-                    large=large,
-                    passages=leg.passages,
-                    evidence_tokens=self.settings.evidence_tokens,
-                    history_turns=self.settings.history_turns if large else 1,
-                    context_tokens=backend.context_tokens,
-                    max_tokens=leg.max_tokens,
-                )
+                self.prompts[leg.name] = built = self._prompt(leg, server.context_tokens)
+            watch = _Watch(self, leg) if not large and not whole else None
+            if watch is not None and watch.given_up("", ()):
+                return
+            check = Check() if built.checks else None
             yield Phase("ask", f"The {SPOKEN[leg.name]} is reading")
-            async with aclosing(backend.stream(built.messages, max_tokens=leg.max_tokens, trace=self.trace)) as pieces:
+            written = ""
+            tokens: list[Written] = []
+            async with aclosing(server.stream(built.messages, max_tokens=leg.max_tokens, trace=self.trace)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Waiting):
                         others = "another answer" if piece.ahead == 1 else f"{piece.ahead} other answers"
                         yield Phase("queue", f"Waiting for the {SPOKEN[leg.name]}: {others} before this one")
-                    elif isinstance(piece, Draft):
-                        self.drafts.append(piece)
-                        self.where = backend.where
-                    else:
+                        continue
+                    self.where = server.where
+                    if isinstance(piece, Draft):
+                        self.drafts.append(check.strip(piece) if check else piece)
+                        break
+                    written += piece.text
+                    tokens.extend(piece.tokens)
+                    text = check.read(piece) if check else piece.text
+                    if check is not None and check.denies(self.calibration.check if self.calibration else None):
+                        self.denied = True
+                    elif text:
                         self.trace.first_token()
-                        self.shown += piece.text
-                        yield Token(leg.name, piece.text)
+                        self.shown += text
+                        yield Token(leg.name, text)
+                    if self.denied or (watch is not None and watch.given_up(written, tokens)):
+                        # Hanging up is how the model learns to stop.
+                        self.drafts.append(Draft(leg.name, server.model, written, tuple(tokens)))
+                        break
+
+    def _prompt(self, leg: Answering, context_tokens: int | None) -> Prompt:
+        large = leg.name == "llm"
+        leaning = bool(self.query.context)
+        return prompt.build(
+            self.question,
+            self.hits,
+            # A small model is led astray by turns that the question does not lean on.
+            self.session.history if large or leaning else (),
+            asked=self._asked(),
+            overview=self.overview,
+            large=large,
+            passages=leg.passages,
+            evidence_tokens=self.settings.evidence_tokens,
+            history_turns=self.settings.history_turns if large else 1,
+            context_tokens=context_tokens,
+            max_tokens=leg.max_tokens,
+            examples=self.settings.slm_examples,
+            check=self.settings.check and not self.insist,
+            draft=self.drafts[-1].text if self._refines and large and self.drafts else None,
+        )
+
+    @property
+    def _refines(self) -> bool:
+        return self.mode == "auto" and self.settings.strategy == "refine"
+
+    async def _finish_draft(self) -> AsyncGenerator[Event, None]:
+        """The small model writes again what was given up."""
+        self.drafts = [draft for draft in self.drafts if draft.leg != "slm"]
+        self.shown = ""
+        async with aclosing(self._ask(self.legs.slm, whole=True)) as events:
+            async for event in events:
+                yield event
 
     def _read_most(self) -> tuple[Hit, ...]:
         return max((built.evidence for built in self.prompts.values()), key=len, default=())
 
     def _finish(self, draft: Draft | None, verdict: Verdict | None, *, escalated: bool) -> Answered:
-        refused = draft is None or confidence.is_refusal(draft.text)
+        refused = draft is None or self.denied or confidence.is_refusal(draft.text)
         cited: tuple[Citation, ...] = ()
         if draft is None or refused:
             text = _only_outline(self.overview) if self.overview else _not_found(self.hits)
@@ -383,8 +483,47 @@ class _Work:
             prompts=dict(self.prompts),
             trace=self.trace,
         )
-        self.session.remember(Exchange(self.id, self.question, str(self.query), text))
+        self.session.remember(Exchange(self.id, self.question, str(self.query), text, refused))
         return Answered(turn)
+
+
+class _Watch:
+    """Looks at a small model's draft while it grows, at the moments for which giving up was fitted."""
+
+    def __init__(self, turn: _Work, leg: Answering) -> None:
+        self._turn = turn
+        self._leg = leg
+        self._grounds: Grounds | None = None
+        fitted, settings = turn.calibration, turn.settings
+        asked = settings.confidence
+        self._moments: list[int] = []
+        if (
+            fitted is not None
+            and settings.early
+            and turn.mode == "auto"
+            and turn.overview is None
+            # A refined answer needs the whole draft, and a larger model that is not here would make it needed after all.
+            and settings.strategy == "answer"
+            and turn.legs.llm.state.usable
+            # Who asks for less confidence than was fitted would miss drafts that he wants.
+            and (asked is None or asked >= fitted.right.at)
+        ):
+            self._moments = sorted(fitted.early)
+            self._fitted = fitted
+            self._threshold = fitted.right.at if asked is None else asked
+
+    def given_up(self, text: str, tokens: Sequence[Written]) -> bool:
+        """Is it time to look, and is it hopeless? Then the turn holds the verdict."""
+        if not self._moments or len(tokens) < self._moments[0]:
+            return False
+        after = self._moments.pop(0)
+        if self._grounds is None:
+            self._grounds = self._turn._grounds(self._leg.name)
+        with self._turn.trace.span("judge", self._leg.name):
+            self._turn.given_up = confidence.hopeless(
+                after, text, tokens, self._grounds, self._fitted, threshold=self._threshold
+            )
+        return self._turn.given_up is not None
 
 
 def _not_here(leg: Answering) -> str | None:

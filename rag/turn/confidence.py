@@ -1,47 +1,62 @@
-"""Is this draft good enough? Pure functions: Signals, Verdict.
+"""Is this draft good enough? Pure functions: Grounds, Signals, Verdict.
 
-Judges one draft from what the model reported (logprobs), what retrieval reported (scores), and whether the draft's words
-stand in the passages that the model read. Calls no model and waits for nothing. The formula is a cold start: its weights
-were reasoned, not fitted, so the score ranks drafts but is not yet a calibrated probability.
+Judges one draft, whole or as far as it is written, from what the model reported (logprobs), what retrieval reported
+(scores), and whether the draft's words stand in the passages that the model read. Calls no model and waits for nothing.
+How signals become a probability was fitted for a pair of models (`calibration`) or, for any other, is a formula whose
+weights were reasoned: then the score ranks drafts but is no probability, and the verdict says so.
 """
 
 import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rag.corpus.analysis import terms, words
+from rag.corpus.analysis import sentences, terms, words
 from rag.corpus.index import K1, Hit, terms_of
 from rag.corpus.languages import DEFAULT
 from rag.models.backend import TOP_LOGPROBS, Draft, Token
+from rag.turn.calibration import Calibration, Scorer
 
 Idf = Callable[[str], float]
 
-# p(wrong) = sigmoid(BIAS + sum of weight * feature); every feature lies in [0, 1] and grows with doubt. The entropy of the
-# first token that answers is measured but has no weight: on 265 questions of SQuAD 2.0 it told nothing of SmolLM2's
-# mistakes (AUROC .47), and leaving it out raised the formula's own AUROC from .68 to .73.
-BIAS = -3.0
-WEIGHTS = {
-    "unsure": 1.5,
-    "unsure_words": 1.0,
-    "unsure_fact": 0.7,
-    "uncovered": 1.2,
-    "weak_hit": 0.8,
-    "rival_hit": 0.2,
-    "unsupported": 2.5,
-}
-FROM_LOGPROBS = ("unsure", "unsure_words", "unsure_fact")
-WITHOUT_LOGPROBS_DOUBLED = ("uncovered", "unsupported")
+COLD_START = Scorer(
+    # p(right) = sigmoid(bias + sum of weight * feature). The entropy of the first token that answers is measured but has
+    # no weight: on 265 questions of SQuAD 2.0 it told nothing of SmolLM2's mistakes (AUROC .47), and leaving it out
+    # raised the formula's own AUROC from .68 to .73.
+    weights={
+        "unsure": -1.5,
+        "unsure_words": -1.0,
+        "unsure_fact": -0.7,
+        "uncovered": -1.2,
+        "weak_hit": -0.8,
+        "rival_hit": -0.2,
+        "unsupported": -2.5,
+    },
+    bias=3.0,
+)
+COLD_START_WITHOUT_LOGPROBS = Scorer(
+    weights={"uncovered": -2.4, "weak_hit": -0.8, "rival_hit": -0.2, "unsupported": -5.0}, bias=3.0
+)
+COLD_START_THRESHOLD = 0.65
 IN_WORDS = {
     "unsure": "the model was unsure of its words",
     "unsure_words": "the model was unsure of some words",
+    "unsure_least": "the model was very unsure of one word",
     "unsure_fact": "the model was unsure of a number or name",
+    "rivalled": "other words were about as likely",
     "uncovered": "the passages lack words of the question",
     "weak_hit": "the best passage fits only loosely",
     "rival_hit": "several passages fit about equally",
     "unsupported": "words of the answer are not in the passages",
+    "unaligned": "the sentence that holds the answer is not about the question",
+    "reworded": "the answer is not in the passage's own words",
+    "echo": "the answer mostly repeats the question",
+    "wrong_kind": "the answer is not of the kind that was asked for",
+    "long": "the answer is long",
+    "missing": "a telling word of the question is in no passage",
+    "short": "the answer is very short",
 }
 # A refusal over passages that cover this share of the question is doubted; below, it is believed.
 COVERED = 0.60
@@ -56,8 +71,35 @@ _REFUSAL = re.compile(
     r"|nie wiem|jag vet inte|tidak tahu",
     re.IGNORECASE,
 )
+_NUMBER_WORDS = (
+    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million|half|none|no"
+    "|ein|eine|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|hundert|tausend|un|une|deux|trois|quatre|cinq|dix|cent|mille"
+    "|uno|una|dos|tres|cuatro|cinco|diez|cien|mil|один|одна|два|две|три|четыре|пять|десять|сто|тысяч"
+)
+# What the question asks for, and what an answer to it must hold.
+_KINDS = (
+    (
+        re.compile(
+            r"\bhow (?:many|much|old|tall)\b|\b(?:what|which) (?:percentage|number|year)\b|\bwie ?viele?\b|\bcombien\b"
+            r"|\bcu[áa]nt[oa]s\b|\bсколько\b|多少|幾個|几个|哪一?年",
+            re.IGNORECASE,
+        ),
+        re.compile(rf"\d|\b(?:{_NUMBER_WORDS})\b|[一二三四五六七八九十百千萬万]", re.IGNORECASE),
+    ),
+    (
+        re.compile(r"^\W*(?:when|wann|quand|cu[áa]ndo|когда)\b|什麼時候|什么时候", re.IGNORECASE),
+        re.compile(
+            rf"\d|\b(?:{_NUMBER_WORDS})\b|\b(?:january|february|march|april|may|june|july|august|september|october|november"
+            r"|december|spring|summer|autumn|fall|winter|century|day|week|month|year|morning|night|after|before|during"
+            r"|until|since|when|while|once)|[日月年時时]|\w+(?:tag|woche|jahr|uhr)\b|год|век|день",
+            re.IGNORECASE,
+        ),
+    ),
+    (re.compile(r"^\W*(?:who|whose|whom)\b", re.IGNORECASE), re.compile(r"\b[A-Z]\w|\b(?:the|a|an|his|her|their)\b")),
+)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _MARKER = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
+
 
 
 @dataclass(frozen=True)
@@ -68,25 +110,40 @@ class Signals:
     mean_logprob: float | None
     low_logprob: float | None
     """The 10% quantile of the tokens' logprobs."""
+    least_logprob: float | None
     first_entropy: float | None
     """Entropy of the first token that answers, over its most probable rivals, as a share of the most it could be."""
+    lead: float | None
+    """By how much a token's logprob is ahead of the next likely one's, on average."""
     fact_logprob: float | None
     """Lowest logprob among tokens of numbers and names; 0 when there are none."""
     coverage: float
     """Idf-weighted share of the question's terms that the passages hold."""
+    missing: float
+    """The most telling term of the question that the passages lack, as a share of the most that a term can tell."""
     hit_strength: float
     """Score of the best hit over the most that BM25 could give the question."""
     hit_margin: float
     """How far the best hit is ahead of the second, as a share of its score."""
     support: float
     """Idf-weighted share of the answer's terms, numbers and names twice, that the passages hold."""
+    alignment: float
+    """Idf-weighted share of the question's terms in the sentence that supports the answer best, and the one before it."""
+    echo: float
+    """Idf-weighted share of the answer's terms that are the question's."""
+    copied: float
+    """Longest run of the answer's words that stands in the passages, as a share of its words."""
     verbatim: bool
     """The whole answer stands word for word in a passage."""
+    wrong_kind: bool
+    """The question asks for a number, a time or a person, and nothing of the kind is in the answer."""
     refusal: bool
     looping: bool
     cut_off: bool
     absent_fact: str | None
     """A number or name of the answer that is neither in the passages nor in the question."""
+    sentence: str | None
+    """The sentence of the passages that supports the answer best."""
 
 
 @dataclass(frozen=True)
@@ -94,48 +151,141 @@ class Verdict:
     """Does the draft stand? `score` and `threshold` lie in [0, 1]; higher is better."""
 
     score: float
+    """Probability that the answer is right, if `calibrated`."""
     threshold: float
     accepted: bool
     reason: str
     """For the user, in words, without a full stop."""
     signals: Signals | None = None
+    calibrated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "score": round(self.score, 4),
-            "threshold": self.threshold,
+            "threshold": round(self.threshold, 4),
             "accepted": self.accepted,
             "reason": self.reason,
-            "signals": _rounded(asdict(self.signals)) if self.signals else {},
+            "signals": {**(_rounded(asdict(self.signals)) if self.signals else {}), "calibrated": self.calibrated},
         }
+
+
+class Grounds:
+    """What an answer to one question can rest on: the question's terms and the sentences of the passages that are read.
+
+    Worked out once for a leg, because its draft is looked at several times while it grows.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        query: str,
+        hits: Sequence[Hit],
+        evidence: Sequence[Hit],
+        idf: Idf,
+        *,
+        most_idf: float,
+        searched: bool = True,
+    ) -> None:
+        """`query` is the question in its standalone form; `hits` were found, best first, `evidence` is read.
+
+        Where nothing was `searched` for, because the question is about a document as a whole, how well the passages fit
+        its words tells nothing and is left out. `most_idf` is what a term tells that no passage holds.
+        """
+        self.question = question
+        self.evidence = evidence
+        self.idf = idf
+        self.language = evidence[0].passage.language if evidence else DEFAULT
+        self.asked = set(terms(query, self.language))
+        self.mass = sum(map(idf, self.asked))
+        self.held = {term for hit in evidence for term in terms_of(hit.passage)}
+        first, second = ([hit.score for hit in hits] + [0.0, 0.0])[:2]
+        if searched:
+            self.coverage = coverage(query, evidence, idf)
+            self.missing = max((idf(term) for term in self.asked - self.held), default=0.0) / most_idf
+            most = (K1 + 1) * self.mass
+            self.hit_strength = min(1.0, first / most) if most else 0.0
+            self.hit_margin = (first - second) / first if first else 0.0
+        else:
+            self.coverage, self.missing, self.hit_strength, self.hit_margin = 1.0, 0.0, 1.0, 1.0
+        self._sentences: list[tuple[str, set[str]]] | None = None
+        self._plain: str | None = None
+
+    @property
+    def sentences(self) -> list[tuple[str, set[str]]]:
+        """Each sentence that is read, and its terms."""
+        if self._sentences is None:
+            texts = [h.passage.text[a:b] for h in self.evidence for a, b in sentences(h.passage.text)]
+            self._sentences = [(text, set(terms(text, self.language))) for text in texts]
+        return self._sentences
+
+    @property
+    def plain(self) -> str:
+        """All words that are read, for runs of them to be found in."""
+        if self._plain is None:
+            self._plain = " / ".join(_plain(hit.passage.text) for hit in self.evidence)
+        return self._plain
+
+    def tell(self, found: set[str]) -> float:
+        return sum(map(self.idf, found))
+
+
+def before(grounds: Grounds) -> dict[str, float]:
+    """The features that are known before a model is asked."""
+    return {
+        "uncovered": 1 - grounds.coverage,
+        "missing": grounds.missing,
+        "weak_hit": 1 - grounds.hit_strength,
+        "rival_hit": 1 - grounds.hit_margin,
+    }
+
+
+def features(signals: Signals) -> dict[str, float]:
+    """Doubts in [0, 1]; those that need logprobs are missing where there are none."""
+    found = {
+        "uncovered": 1 - signals.coverage,
+        "missing": signals.missing,
+        "weak_hit": 1 - signals.hit_strength,
+        "rival_hit": 1 - signals.hit_margin,
+        "unsupported": 1 - signals.support,
+        "unaligned": 1 - signals.alignment,
+        "echo": signals.echo,
+        "reworded": 1 - signals.copied,
+        "wrong_kind": float(signals.wrong_kind),
+        "long": min(1.0, signals.words / 40),
+        "short": max(0.0, 1 - signals.words / 6),
+    }
+    if signals.mean_logprob is not None:
+        found |= {
+            "unsure": _doubt(signals.mean_logprob, 1),
+            "unsure_words": _doubt(signals.low_logprob, 3),
+            "unsure_least": _doubt(signals.least_logprob, 5),
+            "unsure_fact": _doubt(signals.fact_logprob, 3),
+            "rivalled": 1 - min(1.0, (signals.lead or 0.0) / 6),
+        }
+    return found
 
 
 def judge(
     draft: Draft,
-    question: str,
-    query: str,
-    hits: Sequence[Hit],
-    evidence: Sequence[Hit],
-    idf: Idf,
+    grounds: Grounds,
     *,
-    threshold: float,
+    calibration: Calibration | None = None,
+    threshold: float | None = None,
     min_words: int,
-    searched: bool = True,
 ) -> Verdict:
-    """Judge a draft against the passages that were found (`hits`, best first) and read (`evidence`).
+    """Judge a whole draft.
 
-    `query` is the question in its standalone form. Hard rules come first (empty, cut off, looping, too short, a refusal,
-    a number or name from nowhere); what passes them is judged by the fused score. Where nothing was `searched` for, because
-    the question is about a document as a whole, how well the passages fit its words tells nothing and is left out.
+    Hard rules come first (empty, cut off, looping, too short, a refusal, a number or name from nowhere); what passes them
+    is judged by the fitted score, or the cold start's. `threshold` is the user's own; None takes the fitted one.
     """
-    signals = measure(draft, question, query, hits, evidence, idf)
-    if not searched:
-        signals = replace(signals, coverage=1.0, hit_strength=1.0, hit_margin=1.0)
-    features = _features(signals)
-    score = 1 - _sigmoid(BIAS + sum(weight * features[name] for name, weight in _weights(signals).items()))
+    signals = measure(draft.text, draft.tokens, grounds, cut_off=draft.finish_reason == "length")
+    found = features(signals)
+    scorer, line = _scorer(calibration, with_logprobs=signals.mean_logprob is not None)
+    threshold = line if threshold is None else threshold
+    score = scorer.probability(found)
 
     def verdict(accepted: bool, reason: str, at_most: float = 1.0) -> Verdict:
-        return Verdict(min(score, at_most), threshold, accepted, reason, signals)
+        return Verdict(min(score, at_most), threshold, accepted, reason, signals, calibration is not None)
 
     doubted = threshold / 2  # what a broken rule leaves of any score
     if signals.words == 0:
@@ -154,11 +304,31 @@ def judge(
     if signals.absent_fact is not None:
         kind = "number" if _NUMBER.fullmatch(signals.absent_fact) else "name"
         return verdict(False, f"the {kind} {signals.absent_fact} is in no passage that was read", doubted)
+    unsaid = "" if calibration is not None else "; it is not calibrated for these models"
     if score >= threshold:
-        return verdict(True, f"confidence {score:.2f}, at least {threshold:.2f} is asked for")
-    weights = _weights(signals)
-    worst = max(weights, key=lambda name: weights[name] * features[name])
-    return verdict(False, f"low confidence ({score:.2f}, below {threshold:.2f}): {IN_WORDS[worst]}")
+        return verdict(True, f"confidence {score:.2f}, at least {threshold:.2f} is asked for{unsaid}")
+    return verdict(False, f"low confidence ({score:.2f}, below {threshold:.2f}{unsaid}): {IN_WORDS[scorer.worst(found)]}")
+
+
+def hopeless(
+    after: int, text: str, tokens: Sequence[Token], grounds: Grounds, calibration: Calibration, *, threshold: float
+) -> Verdict | None:
+    """The verdict on a draft that is not worth finishing, looked at `after` so many tokens (0: before the first); None to
+    go on. `threshold` is what its verdict says that was asked for."""
+    line = calibration.early[after]
+    if tokens:
+        signals = measure(text, tokens, grounds, cut_off=False)
+        found = features(signals)
+    else:
+        signals, found = None, before(grounds)
+    if not line.scorer.weights.keys() <= found.keys():
+        return None  # no word yet, only marks
+    score = line.scorer.probability(found)
+    if score >= line.at:
+        return None
+    when = "before it began" if not tokens else "at its first word" if after == 1 else f"after {after} tokens"
+    reason = f"the small model's answer was given up {when}: {IN_WORDS[line.scorer.worst(found)]}"
+    return Verdict(min(score, threshold / 2), threshold, False, reason, signals, True)
 
 
 def coverage(query: str, hits: Sequence[Hit], idf: Idf) -> float:
@@ -179,58 +349,55 @@ def is_refusal(text: str) -> bool:
     return len(text) < 400 and _REFUSAL.search(text) is not None
 
 
-def measure(draft: Draft, question: str, query: str, hits: Sequence[Hit], evidence: Sequence[Hit], idf: Idf) -> Signals:
-    """All signals of one draft; see `judge`."""
-    text = _MARKER.sub("", draft.text).strip()
-    language = evidence[0].passage.language if evidence else DEFAULT
-    held = {term for hit in evidence for term in terms_of(hit.passage)}
-    asked = terms(query, language)
-    most = (K1 + 1) * sum(idf(term) for term in asked)
-    first, second = ([hit.score for hit in hits] + [0.0, 0.0])[:2]
-    content = _content_tokens(draft.tokens)
+def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bool) -> Signals:
+    """All signals of one draft, or of its beginning."""
+    text = _MARKER.sub("", text).strip()
+    own_words = [word.casefold() for word, _, _ in words(text)]
+    found = set(terms(text, grounds.language))
+    # Words repeated from the question tell nothing, unless there are no others.
+    own = (found - grounds.asked) or found
+    content = _content_tokens(tokens)
     logprobs = [token.logprob for token in content]
     facts = [token.logprob for token in content if _is_fact(token.text)]
+    leads = [token.top[0] - token.top[1] for token in content if len(token.top) > 1]
+    sentence, alignment = _support_sentence(own, grounds)
+    said = grounds.tell(found)
+    plain = f" {' '.join(own_words)} "
     return Signals(
         words=_count_words(text),
         mean_logprob=statistics.fmean(logprobs) if logprobs else None,
         low_logprob=sorted(logprobs)[len(logprobs) // 10] if logprobs else None,
-        first_entropy=_first_entropy(content, set(asked), language),
+        least_logprob=min(logprobs, default=None),
+        first_entropy=_first_entropy(content, grounds.asked, grounds.language),
+        lead=statistics.fmean(leads) if leads else None,
         fact_logprob=(min(facts) if facts else 0.0) if logprobs else None,
-        coverage=coverage(query, evidence, idf),
-        hit_strength=min(1.0, first / most) if most else 0.0,
-        hit_margin=(first - second) / first if first else 0.0,
-        support=_support(text, set(asked), held, idf, language),
-        verbatim=_stands_in(text, evidence),
+        coverage=grounds.coverage,
+        missing=grounds.missing,
+        hit_strength=grounds.hit_strength,
+        hit_margin=grounds.hit_margin,
+        support=_support(own, grounds),
+        alignment=alignment,
+        echo=grounds.tell(found & grounds.asked) / said if said else 0.0,
+        copied=_longest_run(own_words, grounds.plain) / len(own_words) if own_words else 0.0,
+        verbatim=bool(own_words) and plain in grounds.plain,
+        wrong_kind=_wrong_kind(grounds.question, text),
         refusal=is_refusal(text),
-        looping=_loops(text),
-        cut_off=draft.finish_reason == "length",
-        absent_fact=_absent_fact(text, question, evidence, language),
+        looping=_loops(own_words),
+        cut_off=cut_off,
+        absent_fact=_absent_fact(text, grounds.question, grounds.evidence, grounds.language),
+        sentence=sentence,
     )
 
 
-def _features(signals: Signals) -> dict[str, float]:
-    def doubt(logprob: float | None, scale: float) -> float:
-        return 0.0 if logprob is None else min(1.0, -logprob / scale)
-
-    return {
-        "unsure": doubt(signals.mean_logprob, 1),
-        "unsure_words": doubt(signals.low_logprob, 3),
-        "unsure_fact": doubt(signals.fact_logprob, 3),
-        "uncovered": 1 - signals.coverage,
-        "weak_hit": 1 - signals.hit_strength,
-        "rival_hit": 1 - signals.hit_margin,
-        "unsupported": 1 - signals.support,
-    }
+def _scorer(calibration: Calibration | None, *, with_logprobs: bool) -> tuple[Scorer, float]:
+    if calibration is None:
+        return COLD_START if with_logprobs else COLD_START_WITHOUT_LOGPROBS, COLD_START_THRESHOLD
+    line = calibration.right if with_logprobs else calibration.right_without_logprobs
+    return line.scorer, line.at
 
 
-def _weights(signals: Signals) -> dict[str, float]:
-    if signals.mean_logprob is not None:
-        return WEIGHTS
-    return {
-        name: weight * (2 if name in WITHOUT_LOGPROBS_DOUBLED else 1)
-        for name, weight in WEIGHTS.items()
-        if name not in FROM_LOGPROBS
-    }
+def _doubt(logprob: float | None, scale: float) -> float:
+    return 0.0 if logprob is None else min(1.0, -logprob / scale)
 
 
 def _content_tokens(tokens: Sequence[Token]) -> list[Token]:
@@ -261,22 +428,35 @@ def _entropy(logprobs: Sequence[float]) -> float:
     return -sum(share * math.log(share) for share in shares) / math.log(TOP_LOGPROBS)
 
 
-def _support(text: str, asked: set[str], held: set[str], idf: Idf, language: str) -> float:
-    found = set(terms(text, language))
-    # Words repeated from the question tell nothing, unless there are no others.
-    own = (found - asked) or found
-    weighted = {term: idf(term) * (2 if any(c.isdigit() for c in term) else 1) for term in own}
+def _support(own: set[str], grounds: Grounds) -> float:
+    weighted = {term: grounds.idf(term) * (2 if any(c.isdigit() for c in term) else 1) for term in own}
     total = sum(weighted.values())
-    return sum(weight for term, weight in weighted.items() if term in held) / total if total else 0.0
+    return sum(weight for term, weight in weighted.items() if term in grounds.held) / total if total else 0.0
+
+
+def _support_sentence(own: set[str], grounds: Grounds) -> tuple[str | None, float]:
+    """The sentence with most of the answer's own terms, and how much of the question it and the one before it hold."""
+    best: tuple[float, float] = (0.0, 0.0)
+    sentence = None
+    former: set[str] = set()
+    for text, held in grounds.sentences:
+        about = grounds.tell(grounds.asked & (held | former)) / grounds.mass if grounds.mass else 0.0
+        if (found := (grounds.tell(own & held), about)) > best:
+            best, sentence = found, text
+        former = held
+    return sentence, best[1]
+
+
+def _longest_run(own: Sequence[str], plain: str) -> int:
+    longest = 0
+    for start in range(len(own)):
+        while start + longest < len(own) and f" {' '.join(own[start : start + longest + 1])} " in plain:
+            longest += 1
+    return longest
 
 
 def _plain(text: str) -> str:
     return f" {' '.join(word for word, _, _ in words(text.casefold()))} "
-
-
-def _stands_in(text: str, hits: Sequence[Hit]) -> bool:
-    plain = _plain(text)
-    return bool(plain.strip()) and any(plain in _plain(hit.passage.text) for hit in hits)
 
 
 def _count_words(text: str) -> int:
@@ -303,9 +483,15 @@ def _absent_fact(text: str, question: str, hits: Sequence[Hit], language: str) -
     return None
 
 
-def _loops(text: str) -> bool:
+def _wrong_kind(question: str, text: str) -> bool:
+    for asks, answers in _KINDS:
+        if asks.search(question):
+            return answers.search(text) is None
+    return False
+
+
+def _loops(found: Sequence[str]) -> bool:
     """Does some run of one to eight words stand at least three times in a row (a single word: five times)?"""
-    found = [word for word, _, _ in words(text.casefold())]
     for length in range(1, 9):
         needed = 5 if length == 1 else 3
         repeats = 1
@@ -315,10 +501,6 @@ def _loops(text: str) -> bool:
             if repeats >= needed:
                 return True
     return False
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
 
 
 def _rounded(signals: dict[str, Any]) -> dict[str, Any]:

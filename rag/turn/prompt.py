@@ -52,6 +52,20 @@ EXAMPLES = (
     ),
 )
 
+# A larger model says first whether the passages answer the question. Asked so, with a refusal among the examples, what it
+# holds of Yes against No tells answerable questions from others (1.5B, 70 questions of SQuAD 2.0: AUROC .74, against .63
+# for the best other signal), costs one token and leaves its answers as right as they were.
+CHECK = (
+    "Can this question be answered from the passages alone? Begin with one word, Yes or No. After Yes, write the answer."
+)
+CHECKED_EXAMPLES = (
+    (EXAMPLES[0][0], EXAMPLES[0][1], "Yes. Electric lamps replaced paraffin in 1936 [1]."),
+    (EXAMPLES[1][0], "Which tea is grown at the greatest height?", "No."),
+    (EXAMPLES[2][0], EXAMPLES[2][1], "Yes. Tom Reed followed Anna Brook as chair [1]."),
+)
+
+REFINE = "Here is a draft of the answer, which may be wrong or incomplete. Write the corrected, complete answer:"
+
 # A smaller window has better uses.
 EXAMPLES_FROM_TOKENS = 1500
 
@@ -63,14 +77,20 @@ def _worded(label: str, evidence: str, question: str) -> str:
     return f"{label}:\n{evidence}\n\nQuestion: {question}"
 
 
-_EXAMPLE_TURNS: list[Message] = [
-    message
-    for context, question, answer in EXAMPLES
-    for message in (
-        {"role": "user", "content": _worded("Context", context, question)},
-        {"role": "assistant", "content": answer},
-    )
-]
+def _example_turns(label: str, examples: Sequence[tuple[str, str, str]], ending: str, lead: str = "") -> list[Message]:
+    return [
+        message
+        for context, question, answer in examples
+        for message in (
+            {"role": "user", "content": _worded(label, lead + context, question) + ending},
+            {"role": "assistant", "content": answer},
+        )
+    ]
+
+
+_ENDING = f"\n\n{CHECK}"
+_EXAMPLE_TURNS = _example_turns("Context", EXAMPLES, "")
+_CHECKED_TURNS = _example_turns("Passages", CHECKED_EXAMPLES, _ENDING, "[1] example.md\n")
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,8 @@ class Prompt:
     messages: list[Message]
     evidence: tuple[Hit, ...]
     """The passages in it, in the order of their numbers [1], [2], ..."""
+    checks: bool
+    """The model was asked to say Yes or No first."""
     ledger: dict[str, Any]
     """Estimated tokens, passages and turns that went in, and how many were left out, and why."""
 
@@ -97,16 +119,25 @@ def build(
     context_tokens: int | None,
     max_tokens: int,
     overview: Overview | None = None,
+    examples: bool = True,
+    check: bool = True,
+    draft: str | None = None,
 ) -> Prompt:
     """Messages for one leg: instructions, earlier turns, then evidence and question.
 
     What changes least stands first, because a server keeps the longest prefix that it has read before. The best passage
     is always there, cut to the budget if it must be; worse ones and older turns are left out first. `asked` are the query's
     terms and what each tells. An `overview` is for a question about documents as a whole, and `hits` are its own: a large
-    model gets the outline and as many of them as its tokens allow, a small one the beginning and a line of headings.
+    model gets the outline and as many of them as its tokens allow, a small one the beginning and a line of headings. `examples` are for
+    a small model; `check` has a large one say first whether the passages answer the question;
+    a `draft` it is to refine instead.
     """
     before_all = [{"role": "system", "content": SYSTEM_LARGE if large else SYSTEM}]
-    if not large and overview is None and (context_tokens is None or context_tokens >= EXAMPLES_FROM_TOKENS):
+    plain = overview is not None or (context_tokens is not None and context_tokens < EXAMPLES_FROM_TOKENS)
+    checks = large and check and not plain and draft is None
+    if checks:
+        before_all += _CHECKED_TURNS
+    elif examples and not large and not plain:
         before_all += _EXAMPLE_TURNS
     always = sum(estimate_tokens(message["content"]) for message in before_all)
     window = (context_tokens or 1 << 30) - max_tokens - always - estimate_tokens(question) - 64
@@ -146,12 +177,16 @@ def build(
             break
         turns[:0] = [
             {"role": "user", "content": exchange.question},
-            {"role": "assistant", "content": exchange.answer},
+            {"role": "assistant", "content": _said(exchange, checks)},
         ]
         left -= cost
         kept += 1
 
     content = before + _worded("Passages" if large else "Context", "\n".join(blocks) + after, question)
+    if checks:
+        content += _ENDING
+    elif draft is not None:
+        content += f"\n\n{REFINE}\n{draft}"
     messages = [*before_all, *turns, {"role": "user", "content": content}]
     ledger = {
         "prompt_tokens_estimated": sum(estimate_tokens(m["content"]) for m in messages),
@@ -164,7 +199,14 @@ def build(
         "turns_sent": kept,
         "turns_left_out": len(history) - kept,
     }
-    return Prompt(messages, chosen.hits, ledger)
+    return Prompt(messages, chosen.hits, checks, ledger)
+
+
+def _said(exchange: Exchange, checks: bool) -> str:
+    """An earlier answer, in the form that the instructions ask for."""
+    if exchange.refused:
+        return "No." if checks else "I don't know."
+    return f"Yes. {exchange.answer}" if checks else exchange.answer
 
 
 def estimate_tokens(text: str) -> int:

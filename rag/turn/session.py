@@ -19,6 +19,8 @@ class Exchange:
     query: str
     """What was searched for, for people: the question, and the words that it carried over."""
     answer: str
+    refused: bool = False
+    """The answer was that it is not in the documents."""
 
 
 class Session:

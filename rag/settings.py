@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=1,
-        description="lowest confidence at which the small model's answer stands; empty: as calibrated for the models, or 0.65",
+        description="lowest confidence at which the small model's answer stands; empty: as calibrated, or 0.65",
     )
     early: bool = Field(True, description="give a draft up as soon as it is hopeless, where that was calibrated")
     check: bool = Field(

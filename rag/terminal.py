@@ -4,7 +4,8 @@ Progress and notices go to standard error, answers to standard output. Knows how
 """
 
 import sys
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -116,6 +117,26 @@ def pull(chosen: weights.Weights, settings: Settings) -> Path:
         )
     finally:
         bar.close()
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for a long count, which is told what is done, how many and of how many."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notices, transient=True, disable=not notices.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        said = ""
+
+        def count(what: str, done: int, total: int) -> None:
+            nonlocal said
+            if what != said:
+                said = what
+                progress.reset(task)
+                if not notices.is_terminal:
+                    notices.print(f"{what}: {total:,}", markup=False)
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield count
 
 
 def print_turn(turn: Turn, *, streamed: bool) -> None:

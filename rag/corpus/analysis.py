@@ -216,8 +216,11 @@ def _memo(tongue: str) -> _Memo:
 
 
 # A sentence ends at its mark, at a blank line, or where the next line begins a list item, a heading, a quote or a table
-# row; a line break alone is only where a file or a PDF was wrapped.
-_BREAK = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*(?:[-*+#>|]|\d+[.)]\s))")
+# row; a line break alone is only where a file or a PDF was wrapped. An initial or a title ends none.
+_BREAK = re.compile(
+    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|vs)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])"
+    r"|\n\s*\n|\n(?=\s*(?:[-*+#>|]|\d+[.)]\s))"
+)
 
 
 def sentences(text: str) -> Iterator[tuple[int, int]]:

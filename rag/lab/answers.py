@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rag import terminal
 from rag.corpus.library import Library
@@ -22,6 +23,7 @@ from rag.lab.recording import Call, RecordedLegs, Recordings
 from rag.models.legs import Legs
 from rag.settings import Mode, Settings
 from rag.turn import cascade
+from rag.turn.calibration import Calibration
 from rag.turn.session import Session
 
 SEED = 4
@@ -76,18 +78,27 @@ class Outcome:
         return sum(call.total_ms / 1000 if call.cpu_s is None else call.cpu_s for call in self.calls)
 
 
-def sample(dataset: Dataset, limit: int | None) -> tuple[Case, ...]:
-    """At most `limit` cases, the same ones each time, and a larger sample holds the smaller; all in the set's order."""
+def sample(dataset: Dataset, limit: int | None, *, answerable: float | None = None) -> tuple[Case, ...]:
+    """At most `limit` cases, the same ones each time, and a larger sample holds the smaller; all in the set's order.
+
+    `answerable` is the share of questions with an answer; None leaves the set's own.
+    """
     told = [number for number, case in enumerate(dataset.cases) if case.answers or not case.answerable]
-    if not told:
+    if not any(dataset.cases[number].answers for number in told):
         raise UserError(
             f"{dataset.name} tells no answers, so nothing can be right or wrong."
             " Name a SQuAD JSON file; for retrieval alone: smallfirst evaluate retrieval."
         )
     if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit} leaves no question. Give 1 or more.")
+        raise UserError(f"A limit of {limit} leaves no question. Give 1 or more.")
     random.Random(SEED).shuffle(told)
-    return tuple(dataset.cases[number] for number in sorted(told[:limit]))
+    if answerable is None or limit is None:
+        chosen = told[:limit]
+    else:
+        yes = [number for number in told if dataset.cases[number].answerable]
+        no = [number for number in told if not dataset.cases[number].answerable]
+        chosen = [*yes[: round(limit * answerable)], *no[: limit - round(limit * answerable)]]
+    return tuple(dataset.cases[number] for number in sorted(chosen))
 
 
 @asynccontextmanager
@@ -110,15 +121,23 @@ async def opened(dataset: Dataset, settings: Settings) -> AsyncIterator[Library]
 
 
 async def ask(
-    cases: Sequence[Case], mode: Mode, *, library: Library, legs: Legs, settings: Settings, recordings: Recordings
+    cases: Sequence[Case],
+    mode: Mode,
+    *,
+    library: Library,
+    legs: Legs,
+    settings: Settings,
+    recordings: Recordings,
+    fitted: Calibration | Literal["find"] | None = "find",
 ) -> AsyncGenerator[Outcome, None]:
-    """One outcome for each case, in order; each is a conversation of its own."""
+    """One outcome for each case, in order; each is a conversation of its own. `fitted` as for `cascade.answer`."""
     recorded = RecordedLegs(legs, recordings)
     for case in cases:
         recorded.calls.clear()
         session = Session(library, mode)
         turn, error = None, ""
-        async with aclosing(cascade.answer(case.question, session=session, legs=recorded, settings=settings)) as events:
+        turn_events = cascade.answer(case.question, session=session, legs=recorded, settings=settings, fitted=fitted)
+        async with aclosing(turn_events) as events:
             async for event in events:
                 if isinstance(event, cascade.Answered):
                     turn = event.turn

@@ -29,6 +29,11 @@ class Case:
     """Gold strings; empty where the passages hold no answer, or where the data set tells none."""
     answerable: bool = True
 
+    @property
+    def group(self) -> str:
+        """The document that it is asked of: what was fitted on some of its questions must not be measured on others."""
+        return min(self.relevant, default="").rpartition(":")[0]
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -32,7 +32,9 @@ class Fit:
 
 
 def fit(x: Matrix, right: Matrix, *, l2: float = L2) -> Fit:
-    """Weights for x of shape (n, columns) and labels 0 or 1 of shape (n,). With one kind of label only, its (smoothed) share."""
+    """A fit to x of shape (n, columns) and labels 0 or 1 of shape (n,). With one kind of label only, its
+    (smoothed) share.
+    """
     n, columns = x.shape
     share = (float(right.sum()) + 1) / (n + 2)
     if not n or right.min() == right.max():
@@ -46,7 +48,7 @@ def fit(x: Matrix, right: Matrix, *, l2: float = L2) -> Fit:
 
 
 def platt(logits: Matrix, right: Matrix) -> tuple[float, float]:
-    """Slope and offset that make sigmoid(slope * logit + offset) match the labels (Platt 1999, without its target smoothing)."""
+    """Slope and offset that make sigmoid(slope * logit + offset) match the labels (Platt 1999, labels not smoothed)."""
     weights, bias = _newton(logits[:, None], right, 1e-3)
     # A slope that turns the order round comes from too few labels.
     return max(0.0, float(weights[0])), bias

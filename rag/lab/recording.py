@@ -123,8 +123,8 @@ class _RecordedBackend:
         for name in ("request", "first_token", "completion"):
             trace.close(trace.open(name, self.leg))
         try:
-            for ms, text, upto in recorded["pieces"]:
-                new, reached = tuple(tokens[reached:upto]), upto
+            for at_ms, text, upto in recorded["pieces"]:
+                ms, new, reached = at_ms, tuple(tokens[reached:upto]), upto
                 yield Delta(text, new)
             ms, finished = recorded["total_ms"], True
         finally:

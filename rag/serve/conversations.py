@@ -6,7 +6,9 @@ becomes the holder. Knows nothing of Chainlit's events, nor of what is said in a
 """
 
 import asyncio
+import contextlib
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 from rag.corpus.documents import Ingest, shown
@@ -29,6 +31,27 @@ class Conversation:
         self._last = 0
         self._numbers: dict[str, int] = {}
         self._seen: set[str] = set()
+
+    @property
+    def busy(self) -> bool:
+        """A turn is under way."""
+        return self.turn is not None and not self.turn.done()
+
+    @contextlib.contextmanager
+    def asked_anew(self, id: str) -> Iterator[None]:
+        """Around a turn that answers an earlier question again: its exchange takes the place of the former one.
+
+        The turn knows of the conversation what came before that question; what came after stays. If nothing is
+        answered, the former exchange stays too.
+        """
+        former = list(self.session.history)
+        self.session.rewind(id)
+        place = len(self.session.history)
+        try:
+            yield
+        finally:
+            answered = len(self.session.history) > place
+            self.session.history.extend(former[place + answered :])
 
     def first_seen(self, upload_id: str) -> bool:
         """An edited question brings its files again; one that was read, and perhaps removed since, is not read twice."""

@@ -20,6 +20,8 @@ from rag.settings import Settings
 from rag.turn import prompt
 
 FORMAT = 1
+SIGNALS = 1
+"""Raised when a feature comes to mean something else: then old weights mean nothing."""
 SHIPPED = Path(__file__).parent / "calibrations"
 
 
@@ -87,10 +89,12 @@ def load(path: Path) -> Calibration:
 
 def key(slm: str, llm: str, settings: Settings) -> str:
     """Names everything that a fit depends on."""
-    depends = [
-        slm, llm, prompt.SYSTEM, prompt.SYSTEM_LARGE, prompt.EXAMPLES, prompt.CHECK, prompt.CHECKED_EXAMPLES, analysis.VERSION, documents.VERSION,
-        settings.slm_examples, settings.slm_passages, settings.llm_passages, settings.passage_chars, settings.evidence_tokens, settings.top_k,
+    worded = [prompt.SYSTEM, prompt.SYSTEM_LARGE, prompt.EXAMPLES, prompt.CHECK, prompt.CHECKED_EXAMPLES]
+    read = [
+        settings.slm_examples, settings.slm_passages, settings.llm_passages, settings.passage_chars,
+        settings.evidence_tokens, settings.top_k,
     ]  # fmt: skip
+    depends = [slm, llm, worded, analysis.VERSION, documents.VERSION, SIGNALS, read]
     return hashlib.sha256(json.dumps(depends, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

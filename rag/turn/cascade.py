@@ -8,7 +8,7 @@ worded and what makes a draft good are other rooms' business.
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
@@ -19,6 +19,7 @@ from rag.models.legs import SPOKEN, Answering, Pair
 from rag.settings import Mode, Settings
 from rag.trace import Trace
 from rag.turn import calibration, citations, confidence, evidence, overview, prompt, rewriting
+from rag.turn.calibration import Calibration
 from rag.turn.check import Check
 from rag.turn.citations import Citation
 from rag.turn.confidence import Grounds, Verdict
@@ -90,6 +91,10 @@ class Turn:
     """What the user must know about this answer: who could not be asked, what was left out."""
     prompts: dict[str, Prompt]
     """What each leg was sent, for those who look inside; of it, the dictionary has the ledgers."""
+    check: Check | None
+    """What the larger model said first, if it was asked; not part of the dictionary, nor is the next."""
+    fitted: Calibration | None
+    """What the small model was judged by; None for the cold start's formula."""
     trace: Trace
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,14 +140,16 @@ async def answer(
     id: str = "",
     trace: Trace | None = None,
     insist: bool = False,
+    fitted: Calibration | Literal["find"] | None = "find",
 ) -> AsyncGenerator[Event, None]:
     """Answer one question; the last event is `Answered` or `Failed`.
 
     Closing the iterator stops the work, the models' included; what was written until then is remembered as the answer.
-    `id` is the door's name for the question. `insist` has a model answer even where the documents seem silent. Bugs are
-    raised; what can go wrong is a `Failed`.
+    `id` is the door's name for the question. `insist` has a model answer even where the documents seem silent. `fitted`
+    is for trying a calibration out, or none; otherwise the pair's own is found. Bugs are raised; what can go wrong is a
+    `Failed`.
     """
-    turn = _Work(question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist)
+    turn = _Work(question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist, fitted)
     finished = False
     try:
         async with aclosing(turn.run()) as events:
@@ -170,6 +177,7 @@ class _Work:
         id: str,
         trace: Trace,
         insist: bool,
+        fitted: Calibration | Literal["find"] | None,
     ) -> None:
         self.question = question
         self.query = Query(question)
@@ -188,9 +196,10 @@ class _Work:
         self.notes: list[str] = []
         self.where: str | None = None
         self.shown = ""
-        self.calibration = calibration.find(legs.slm.model, legs.llm.model, settings)
+        self.calibration = calibration.find(legs.slm.model, legs.llm.model, settings) if fitted == "find" else fitted
         self.given_up: Verdict | None = None
         """On a small model's draft that was not worth finishing, or beginning."""
+        self.check: Check | None = None
         self.denied = False
         """The larger model says that the passages don't answer the question."""
 
@@ -384,7 +393,7 @@ class _Work:
             watch = _Watch(self, leg) if not large and not whole else None
             if watch is not None and watch.given_up("", ()):
                 return
-            check = Check() if built.checks else None
+            check = self.check = Check() if built.checks else None
             yield Phase("ask", f"The {SPOKEN[leg.name]} is reading")
             written = ""
             tokens: list[Written] = []
@@ -481,6 +490,8 @@ class _Work:
             citations=cited,
             notes=tuple(self.notes),
             prompts=dict(self.prompts),
+            check=self.check,
+            fitted=self.calibration,
             trace=self.trace,
         )
         self.session.remember(Exchange(self.id, self.question, str(self.query), text, refused))

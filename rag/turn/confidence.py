@@ -51,9 +51,14 @@ IN_WORDS = {
     "rival_hit": "several passages fit about equally",
     "unsupported": "words of the answer are not in the passages",
     "unaligned": "the sentence that holds the answer is not about the question",
+    "better_aligned": "another sentence is closer to the question than the one that holds the answer",
+    "elsewhere": "other passages say the same of other things",
+    "wordy": "the answer says much that was not asked",
+    "unsure_first": "the model was unsure where the answer begins",
     "reworded": "the answer is not in the passage's own words",
     "echo": "the answer mostly repeats the question",
     "wrong_kind": "the answer is not of the kind that was asked for",
+    "broken": "it repeats itself, was cut off, or holds a number or name from nowhere",
     "long": "the answer is long",
     "missing": "a telling word of the question is in no passage",
     "short": "the answer is very short",
@@ -101,7 +106,6 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _MARKER = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
 
 
-
 @dataclass(frozen=True)
 class Signals:
     """What is known of a draft. Shares lie in [0, 1]; logprobs are natural logarithms; None where not reported."""
@@ -128,7 +132,15 @@ class Signals:
     support: float
     """Idf-weighted share of the answer's terms, numbers and names twice, that the passages hold."""
     alignment: float
-    """Idf-weighted share of the question's terms in the sentence that supports the answer best, and the one before it."""
+    """Idf-weighted share of the question's terms in the sentence that supports the answer best."""
+    best_alignment: float
+    """The same of the sentence that holds most of the question, wherever the answer stands."""
+    elsewhere: float
+    """Idf-weighted share of the answer's own terms that also stand in hits that the model did not read."""
+    own_terms: int
+    """Terms of the answer that are not the question's."""
+    own_logprob: float | None
+    """Of the first token that answers: words of the question and words without a subject do not."""
     echo: float
     """Idf-weighted share of the answer's terms that are the question's."""
     copied: float
@@ -192,6 +204,7 @@ class Grounds:
         its words tells nothing and is left out. `most_idf` is what a term tells that no passage holds.
         """
         self.question = question
+        self.hits = hits
         self.evidence = evidence
         self.idf = idf
         self.language = evidence[0].passage.language if evidence else DEFAULT
@@ -209,6 +222,8 @@ class Grounds:
             self.coverage, self.missing, self.hit_strength, self.hit_margin = 1.0, 0.0, 1.0, 1.0
         self._sentences: list[tuple[str, set[str]]] | None = None
         self._plain: str | None = None
+        self._best_alignment: float | None = None
+        self._unread: set[str] | None = None
 
     @property
     def sentences(self) -> list[tuple[str, set[str]]]:
@@ -225,7 +240,27 @@ class Grounds:
             self._plain = " / ".join(_plain(hit.passage.text) for hit in self.evidence)
         return self._plain
 
+    @property
+    def best_alignment(self) -> float:
+        """Of the sentence that holds most of the question."""
+        if self._best_alignment is None:
+            self._best_alignment = max((self.align(held) for _, held in self.sentences), default=0.0)
+        return self._best_alignment
+
+    @property
+    def unread(self) -> set[str]:
+        """Terms of the hits that are not read."""
+        if self._unread is None:
+            read = {hit.passage.id for hit in self.evidence}
+            self._unread = {t for hit in self.hits if hit.passage.id not in read for t in terms_of(hit.passage)}
+        return self._unread
+
+    def align(self, held: set[str]) -> float:
+        """Idf-weighted share of the question's terms among these."""
+        return self.tell(self.asked & held) / self.mass if self.mass else 0.0
+
     def tell(self, found: set[str]) -> float:
+        """What the terms tell, together."""
         return sum(map(self.idf, found))
 
 
@@ -248,9 +283,13 @@ def features(signals: Signals) -> dict[str, float]:
         "rival_hit": 1 - signals.hit_margin,
         "unsupported": 1 - signals.support,
         "unaligned": 1 - signals.alignment,
+        "better_aligned": 1 - signals.alignment / signals.best_alignment if signals.best_alignment else 0.0,
+        "elsewhere": signals.elsewhere,
+        "wordy": min(1.0, signals.own_terms / 15),
         "echo": signals.echo,
         "reworded": 1 - signals.copied,
         "wrong_kind": float(signals.wrong_kind),
+        "broken": float(signals.looping or signals.cut_off or signals.absent_fact is not None),
         "long": min(1.0, signals.words / 40),
         "short": max(0.0, 1 - signals.words / 6),
     }
@@ -260,6 +299,7 @@ def features(signals: Signals) -> dict[str, float]:
             "unsure_words": _doubt(signals.low_logprob, 3),
             "unsure_least": _doubt(signals.least_logprob, 5),
             "unsure_fact": _doubt(signals.fact_logprob, 3),
+            "unsure_first": _doubt(signals.own_logprob, 3),
             "rivalled": 1 - min(1.0, (signals.lead or 0.0) / 6),
         }
     return found
@@ -287,27 +327,38 @@ def judge(
     def verdict(accepted: bool, reason: str, at_most: float = 1.0) -> Verdict:
         return Verdict(min(score, at_most), threshold, accepted, reason, signals, calibration is not None)
 
-    doubted = threshold / 2  # what a broken rule leaves of any score
-    if signals.words == 0:
-        return verdict(False, "the answer is empty", 0.0)
-    if signals.looping:
-        return verdict(False, "the answer repeats itself", doubted)
-    if signals.cut_off:
-        return verdict(False, "the answer was cut off at its longest allowed length", doubted)
+    broken = rule(signals, min_words=min_words)
+    if broken is not None:
+        # Half the threshold is what a broken rule leaves of any score.
+        return verdict(False, broken, threshold / 2 if signals.words else 0.0)
     if signals.refusal:
-        if signals.coverage >= COVERED:
-            return verdict(False, "it found no answer, though the passages cover the question", doubted)
         return verdict(True, "it found no answer, and the passages hardly cover the question")
-    if signals.words < min_words and not signals.verbatim:
-        count = f"{signals.words} word" + ("" if signals.words == 1 else "s")
-        return verdict(False, f"the answer is too short ({count}) and stands in no passage", doubted)
-    if signals.absent_fact is not None:
-        kind = "number" if _NUMBER.fullmatch(signals.absent_fact) else "name"
-        return verdict(False, f"the {kind} {signals.absent_fact} is in no passage that was read", doubted)
     unsaid = "" if calibration is not None else "; it is not calibrated for these models"
     if score >= threshold:
         return verdict(True, f"confidence {score:.2f}, at least {threshold:.2f} is asked for{unsaid}")
-    return verdict(False, f"low confidence ({score:.2f}, below {threshold:.2f}{unsaid}): {IN_WORDS[scorer.worst(found)]}")
+    return verdict(
+        False, f"low confidence ({score:.2f}, below {threshold:.2f}{unsaid}): {IN_WORDS[scorer.worst(found)]}"
+    )
+
+
+def rule(signals: Signals, *, min_words: int) -> str | None:
+    """The hard rule that a draft breaks, in words; None when it breaks none."""
+    if signals.words == 0:
+        return "the answer is empty"
+    if signals.looping:
+        return "the answer repeats itself"
+    if signals.cut_off:
+        return "the answer was cut off at its longest allowed length"
+    if signals.refusal:
+        covered = signals.coverage >= COVERED
+        return "it found no answer, though the passages cover the question" if covered else None
+    if signals.words < min_words and not signals.verbatim:
+        count = f"{signals.words} word" + ("" if signals.words == 1 else "s")
+        return f"the answer is too short ({count}) and stands in no passage"
+    if signals.absent_fact is not None:
+        kind = "number" if _NUMBER.fullmatch(signals.absent_fact) else "name"
+        return f"the {kind} {signals.absent_fact} is in no passage that was read"
+    return None
 
 
 def hopeless(
@@ -361,6 +412,8 @@ def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bo
     facts = [token.logprob for token in content if _is_fact(token.text)]
     leads = [token.top[0] - token.top[1] for token in content if len(token.top) > 1]
     sentence, alignment = _support_sentence(own, grounds)
+    telling = _first_telling(content, grounds.asked, grounds.language)
+    mass = grounds.tell(own)
     said = grounds.tell(found)
     plain = f" {' '.join(own_words)} "
     return Signals(
@@ -368,7 +421,7 @@ def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bo
         mean_logprob=statistics.fmean(logprobs) if logprobs else None,
         low_logprob=sorted(logprobs)[len(logprobs) // 10] if logprobs else None,
         least_logprob=min(logprobs, default=None),
-        first_entropy=_first_entropy(content, grounds.asked, grounds.language),
+        first_entropy=_entropy(telling.top) if telling is not None and len(telling.top) > 1 else None,
         lead=statistics.fmean(leads) if leads else None,
         fact_logprob=(min(facts) if facts else 0.0) if logprobs else None,
         coverage=grounds.coverage,
@@ -377,6 +430,10 @@ def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bo
         hit_margin=grounds.hit_margin,
         support=_support(own, grounds),
         alignment=alignment,
+        best_alignment=grounds.best_alignment,
+        elsewhere=grounds.tell(own & grounds.unread) / mass if mass else 0.0,
+        own_terms=len(found - grounds.asked),
+        own_logprob=telling.logprob if telling is not None else None,
         echo=grounds.tell(found & grounds.asked) / said if said else 0.0,
         copied=_longest_run(own_words, grounds.plain) / len(own_words) if own_words else 0.0,
         verbatim=bool(own_words) and plain in grounds.plain,
@@ -407,13 +464,10 @@ def _content_tokens(tokens: Sequence[Token]) -> list[Token]:
     ]
 
 
-def _first_entropy(content: Sequence[Token], asked: set[str], language: str) -> float | None:
-    """Of the first token that answers: words without a subject and words repeated from the question do not."""
-    if not any(len(token.top) > 1 for token in content):
-        return None
+def _first_telling(content: Sequence[Token], asked: set[str], language: str) -> Token | None:
+    """The first token that answers: words without a subject and words repeated from the question do not."""
     telling = (token for token in content if (own := set(terms(token.text, language))) and not own <= asked)
-    first = next(telling, content[0])
-    return _entropy(first.top)
+    return next(telling, content[0] if content else None)
 
 
 def _is_fact(token: str) -> bool:
@@ -435,15 +489,12 @@ def _support(own: set[str], grounds: Grounds) -> float:
 
 
 def _support_sentence(own: set[str], grounds: Grounds) -> tuple[str | None, float]:
-    """The sentence with most of the answer's own terms, and how much of the question it and the one before it hold."""
-    best: tuple[float, float] = (0.0, 0.0)
+    """The sentence with most of the answer's own terms, and how much of the question it holds."""
+    best = (0.0, 0.0)
     sentence = None
-    former: set[str] = set()
     for text, held in grounds.sentences:
-        about = grounds.tell(grounds.asked & (held | former)) / grounds.mass if grounds.mass else 0.0
-        if (found := (grounds.tell(own & held), about)) > best:
+        if (support := grounds.tell(own & held)) > 0 and (found := (support, grounds.align(held))) > best:
             best, sentence = found, text
-        former = held
     return sentence, best[1]
 
 

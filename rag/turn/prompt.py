@@ -52,12 +52,10 @@ EXAMPLES = (
     ),
 )
 
-# A larger model says first whether the passages answer the question. Asked so, with a refusal among the examples, what it
-# holds of Yes against No tells answerable questions from others (1.5B, 70 questions of SQuAD 2.0: AUROC .74, against .63
+# A larger model says first whether the passages answer the question. Asked so, with a refusal among the examples, what
+# it holds of Yes against No tells answerable questions from others (1.5B, 70 questions of SQuAD 2.0: AUROC .74, against .63
 # for the best other signal), costs one token and leaves its answers as right as they were.
-CHECK = (
-    "Can this question be answered from the passages alone? Begin with one word, Yes or No. After Yes, write the answer."
-)
+CHECK = "Can this question be answered from the passages alone? Begin with one word, Yes or No. After Yes, write the answer."
 CHECKED_EXAMPLES = (
     (EXAMPLES[0][0], EXAMPLES[0][1], "Yes. Electric lamps replaced paraffin in 1936 [1]."),
     (EXAMPLES[1][0], "Which tea is grown at the greatest height?", "No."),
@@ -128,12 +126,12 @@ def build(
     What changes least stands first, because a server keeps the longest prefix that it has read before. The best passage
     is always there, cut to the budget if it must be; worse ones and older turns are left out first. `asked` are the query's
     terms and what each tells. An `overview` is for a question about documents as a whole, and `hits` are its own: a large
-    model gets the outline and as many of them as its tokens allow, a small one the beginning and a line of headings. `examples` are for
-    a small model; `check` has a large one say first whether the passages answer the question;
-    a `draft` it is to refine instead.
+    model gets the outline and as many of them as its tokens allow, a small one the beginning and a line of headings.
+    `examples` are for a small model; `check` has a large one say first whether the passages answer the question; a
+    `draft` it is to refine instead.
     """
     before_all = [{"role": "system", "content": SYSTEM_LARGE if large else SYSTEM}]
-    plain = overview is not None or (context_tokens is not None and context_tokens < EXAMPLES_FROM_TOKENS)
+    plain = overview is not None or (context_tokens or EXAMPLES_FROM_TOKENS) < EXAMPLES_FROM_TOKENS
     checks = large and check and not plain and draft is None
     if checks:
         before_all += _CHECKED_TURNS

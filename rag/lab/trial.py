@@ -1,0 +1,303 @@
+"""A pair of models tried out on a data set: both answer, a calibration is fitted, and what it is worth is measured.
+
+Measured on questions of documents that the fit had not seen: each document in turn is left out, the rest is fitted, and the
+left-out questions are asked again through the whole cascade, from recordings. Knows the order of the work and what is
+reported; fitting is `calibration`'s, counting `quality`'s, drawing `pictures`'.
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from rag import __version__, terminal
+from rag.corpus.library import Library
+from rag.errors import UserError
+from rag.lab import answers, calibration, curves, quality
+from rag.lab.answers import Outcome
+from rag.lab.calibration import Goal, Row
+from rag.lab.dataset import Case, Dataset
+from rag.lab.machine import machine
+from rag.lab.recording import Recordings
+from rag.models.legs import Legs
+from rag.settings import Mode, Settings
+from rag.turn.calibration import Calibration
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how many of how many are done."""
+
+ANSWERABLE_FOR_LLM = 0.75
+"""Of the questions that the larger model is asked: they tell what a call gains; the others tell what it refuses."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it."""
+
+    fitted: Calibration
+    rows: Sequence[Row]
+    auto: Sequence[Outcome]
+    """Of the questions that both models answered, each by a cascade that was fitted without its document."""
+    small: Sequence[Outcome]
+    large: Sequence[Outcome]
+    """The same questions, by each model alone."""
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    dataset: str
+    goal: Goal
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "metrics": {name: round(value, 4) for name, value in self.metrics.items()},
+            "intervals": {name: [round(low, 4), round(high, 4)] for name, (low, high) in self.intervals.items()},
+            "dataset": self.dataset,
+            "questions": len(self.rows),
+            "answerable": sum(row.case.answerable for row in self.rows),
+            "by_larger_model": len(self.auto),
+            "documents": sorted({row.case.group for row in self.rows}),
+            "slm": self.fitted.slm,
+            "llm": self.fitted.llm,
+            "goal": str(self.goal),
+            "key": self.fitted.key,
+            "version": __version__,
+            "machine": machine(),
+        }
+
+
+class Bench:
+    """The library over a data set, both legs and the recordings: what questions are put to."""
+
+    def __init__(self, library: Library, legs: Legs, settings: Settings, recordings: Recordings) -> None:
+        self.library = library
+        self.legs = legs
+        self.settings = settings
+        self.recordings = recordings
+
+    async def ask(
+        self, cases: Sequence[Case], mode: Mode, *, fitted: Any = "find", progress: Progress | None = None
+    ) -> list[Outcome]:
+        """Raises ModelError when a model fails question after question."""
+        outcomes: list[Outcome] = []
+        who = {"slm": self.legs.slm.model, "llm": self.legs.llm.model}.get(mode, "both models")
+        async for outcome in answers.ask(
+            cases, mode, library=self.library, legs=self.legs, settings=self.settings, recordings=self.recordings,
+            fitted=fitted,
+        ):  # fmt: skip
+            outcomes.append(outcome)
+            if (failure := answers.failed_too_often(outcomes)) is not None:
+                raise failure
+            if progress is not None:
+                progress(f"{who} answering", len(outcomes), len(cases))
+        return outcomes
+
+
+@asynccontextmanager
+async def bench(dataset: Dataset, settings: Settings) -> AsyncIterator[Bench]:
+    """Everything opened; closed again at the end, the models too."""
+    recordings = Recordings(settings.cache_dir / "recordings.sqlite")
+    legs = Legs(settings)
+    try:
+        async with answers.opened(dataset, settings) as library:
+            yield Bench(library, legs, settings, recordings)
+    finally:
+        await legs.close()
+        recordings.close()
+
+
+async def run(
+    dataset: Dataset,
+    settings: Settings,
+    goal: Goal,
+    *,
+    limit: int | None,
+    llm_limit: int,
+    labels: Sequence[Mapping[str, Any]] = (),
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Trial:
+    """Ask, fit, replay. What was answered before is not asked again, so a run that was stopped goes on.
+
+    `labels` are what people said of answers in the chat; they are learnt from, and nothing is measured on them.
+    """
+    cases = answers.sample(dataset, limit)
+    if len({case.group for case in cases}) < 3:
+        raise UserError(
+            f"{dataset.name} has questions on fewer than three documents: what is fitted on some must be tried on others."
+        )
+    own = {case.id for case in cases}
+    for_llm = [
+        case for case in answers.sample(dataset, llm_limit, answerable=ANSWERABLE_FOR_LLM) if case.id in own
+    ]  # fmt: skip
+    async with bench(dataset, settings) as opened:
+        idf = opened.library.index.idf
+        slm = await opened.ask(cases, "slm", fitted=None, progress=progress)
+        llm = await opened.ask(for_llm, "llm", fitted=None, progress=progress)
+        made = {o.case.id: calibration.written(o, idf, min_words=settings.min_words) for o in llm}
+        rows = [
+            Row(o.case, calibration.written(o, idf, min_words=settings.min_words), made.get(o.case.id)) for o in slm
+        ]  # fmt: skip
+        if goal.risk is not None:
+            tell(calibration.feasible(rows, goal.risk))
+        names = {"slm": opened.legs.slm.model, "llm": opened.legs.llm.model}
+        said = calibration.from_labels(labels, names["slm"], min_words=settings.min_words)
+        if labels:
+            tell(f"{len(said)} of {len(labels)} labels from the chat are about answers of {names['slm']}.")
+        fitted = calibration.fit([*rows, *said], goal, **names, settings=settings)
+        auto: list[Outcome] = []
+        groups = sorted({row.case.group for row in rows})
+        for number, group in enumerate(groups, 1):
+            progress("replaying on documents that were left out", number, len(groups))
+            others = [*(row for row in rows if row.case.group != group), *said]
+            held_out = [case for case in for_llm if case.group == group]
+            if held_out:
+                unseen = calibration.fit(others, goal, **names, settings=settings)
+                auto.extend(await opened.ask(held_out, "auto", fitted=unseen))
+    both = {outcome.case.id for outcome in auto}
+    small = [outcome for outcome in slm if outcome.case.id in both]
+    order = {outcome.case.id: place for place, outcome in enumerate(small)}
+    auto.sort(key=lambda outcome: order[outcome.case.id])
+    large = sorted(llm, key=lambda outcome: order[outcome.case.id])
+    metrics, intervals = _measured(rows, auto, small, large)
+    return Trial(fitted, rows, auto, small, large, metrics, intervals, dataset.name, goal)
+
+
+async def evaluate(
+    dataset: Dataset,
+    settings: Settings,
+    mode: Mode,
+    *,
+    limit: int | None,
+    compare: bool,
+    between: str | None,
+    progress: Progress,
+) -> quality.Report:
+    """Figures of one mode; to `compare`, also of each model alone, of a random mix, and of one model `between`."""
+    cases = answers.sample(dataset, limit)
+    compared: dict[str, dict[str, float]] = {}
+    async with bench(dataset, settings) as opened:
+        outcomes = await opened.ask(cases, mode, progress=progress)
+        slm, llm = opened.legs.slm.model, opened.legs.llm.model
+        found = quality.figures(outcomes)
+        if compare:
+            small = await opened.ask(cases, "slm", progress=progress)
+            large = await opened.ask(cases, "llm", progress=progress)
+            compared = {slm: quality.figures(small), llm: quality.figures(large)}
+            compared["random mix"] = quality.random_mix(small, large, found["llm_calls"])
+    if compare and between is not None:
+        # It is asked like a small model; its examples help the smallest one only.
+        other = settings.model_copy(update={"slm_model": between, "slm_base_url": None, "slm_examples": False})
+        async with bench(dataset, other) as opened:
+            alone = await opened.ask(cases, "slm", fitted=None, progress=progress)
+            compared[opened.legs.slm.model] = quality.figures(alone)
+    singles = [figures for name, figures in compared.items() if name != "random mix"]
+    line = quality.at_equal_compute(found, singles) if singles else None
+    if line is not None:
+        found["single_models_right_answerable_at_equal_compute"] = line
+    calibrated = any(
+        o.turn is not None and o.turn.verdict is not None and o.turn.verdict.calibrated for o in outcomes
+    )  # fmt: skip
+    return quality.Report(
+        dataset=dataset.name,
+        mode=mode,
+        slm=slm,
+        llm=llm,
+        metrics=found,
+        intervals=quality.intervals(outcomes),
+        compared=compared,
+        calibrated=calibrated,
+        failed=sum(bool(outcome.error) for outcome in outcomes),
+    )
+
+
+def show(trial: Trial) -> None:
+    """The figures that decide, as a table."""
+    table = Table("figure", "value", "95%", title=f"{trial.fitted.slm} and {trial.fitted.llm} on {trial.dataset}")
+    for name, value in trial.metrics.items():
+        low_high = trial.intervals.get(name)
+        table.add_row(name, f"{value:,.3f}", f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "")
+    terminal.out.print(table)
+
+
+def ranked(rows: Sequence[Row], *, logprobs: bool = True) -> tuple[Sequence[Row], Any]:
+    """Rows, and for each the probability that fits give which have not seen its document."""
+    names = calibration.WITH_LOGPROBS if logprobs else calibration.WITHOUT_LOGPROBS
+    have = [row for row in rows if all(name in row.slm.features for name in names)]
+    return have, calibration.unseen_scores(have, names)
+
+
+def _measured(
+    rows: Sequence[Row], auto: Sequence[Outcome], small: Sequence[Outcome], large: Sequence[Outcome]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, logprobs in (("", True), ("_without_logprobs", False)):
+        have, scores = ranked(rows, logprobs=logprobs)
+        if len(have) < len(rows) / 2:
+            continue
+        right = np.array([float(row.slm.right) for row in have])
+        yes = np.flatnonzero([row.case.answerable for row in have])
+        groups = [have[int(place)].case.group for place in yes]
+        metrics[f"auroc_answerable{name}"] = curves.auroc(scores[yes], right[yes])
+        intervals[f"auroc_answerable{name}"] = curves.interval(
+            lambda part, s=scores[yes], r=right[yes]: curves.auroc(s[part], r[part]), groups  # type: ignore[misc]
+        )  # fmt: skip
+        metrics[f"auroc_all{name}"] = curves.auroc(scores, right)
+        metrics[f"ece{name}"] = curves.calibration_error(scores, right)
+        metrics[f"ece_answerable{name}"] = curves.calibration_error(scores[yes], right[yes])
+        both = [int(place) for place in yes if have[int(place)].llm is not None]
+        if both:
+            own = right[both]
+            other = np.array([float(llm.right) for place in both if (llm := have[place].llm) is not None])
+            gain = -scores[both]
+            metrics[f"apgr{name}"] = curves.apgr(gain, own, other)
+            intervals[f"apgr{name}"] = curves.interval(
+                lambda part, g=gain, a=own, b=other: curves.apgr(g[part], a[part], b[part]),  # type: ignore[misc]
+                [have[place].case.group for place in both],
+            )
+            metrics[f"apgr_oracle{name}"] = curves.apgr(other - own, own, other)
+            for share in (0.5, 0.8, 0.95):
+                metrics[f"cpt{share * 100:.0f}{name}"] = curves.calls_for(share, gain, own, other)
+    for name, outcomes in (("auto", auto), ("slm", small), ("llm", large)):
+        metrics |= {f"{name}_{key}": value for key, value in quality.figures(outcomes).items()}
+        intervals |= {f"{name}_{key}": value for key, value in quality.intervals(outcomes).items()}
+    by_id = {row.case.id: row for row in rows}
+    given_up = [o for o in auto if any(c.leg == "slm" and c.stopped for c in o.calls)]
+    given_up += [o for o in auto if o.escalated and not any(c.leg == "slm" for c in o.calls)]
+    if given_up:
+        kept = [o for o in given_up if _would_be_kept(o, by_id)]
+        metrics["given_up"] = len(given_up) / len(auto)
+        metrics["given_up_falsely"] = len(kept) / len(given_up)
+    points = [quality.figures(small), quality.figures(large)]
+    mix = quality.random_mix(small, large, metrics["auto_llm_calls"])
+    metrics |= {f"random_{name}": value for name, value in mix.items()}
+    line = quality.at_equal_compute(quality.figures(auto), points)
+    if line is not None:
+        metrics["single_models_right_answerable_at_equal_compute"] = line
+    best = max(point.get("right_per_compute_s", 0.0) for point in points)
+    if best:
+        metrics["right_per_compute_s_against_best_single"] = metrics["auto_right_per_compute_s"] / best
+    return metrics, intervals
+
+
+def _would_be_kept(outcome: Outcome, rows: dict[str, Row]) -> bool:
+    """Would the whole draft have been accepted by the fit that gave it up?"""
+    row, turn = rows[outcome.case.id], outcome.turn
+    if turn is None or turn.fitted is None or row.slm.ruled_out:
+        return False
+    return turn.fitted.right.scorer.probability(row.slm.features) >= turn.fitted.right.at
+
+
+def write(trial: Trial, folder: Path) -> Path:
+    """The report as JSON and as a page for people, with its pictures; returns the page."""
+    from rag.lab import pictures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(trial.to_dict(), indent=1) + "\n", encoding="utf-8")
+    page = folder / "report.md"
+    page.write_text(pictures.page(trial, folder), encoding="utf-8")
+    return page

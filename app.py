@@ -25,11 +25,12 @@ from rag import terminal
 from rag.corpus.documents import Ingest, shown
 from rag.corpus.library import Library
 from rag.errors import DocumentError, RagError, UserError
+from rag.lab.labels import FILE, Kind, Labels
 from rag.models.legs import Legs
 from rag.serve import api, status
 from rag.serve.conversations import Conversation, Conversations
 from rag.serve.hardening import harden
-from rag.settings import MODES, Settings, app_home
+from rag.settings import MODES, Mode, Settings, app_home
 from rag.trace import Trace
 from rag.turn import cascade
 from rag.turn.session import Session
@@ -40,6 +41,7 @@ settings = Settings.load()
 library = Library(settings)
 legs = Legs(settings)
 conversations = Conversations(most_documents=settings.session_uploads)
+labels = Labels(settings.cache_dir / FILE) if settings.labels else None
 background: set[asyncio.Task[Any]] = set()
 following: list[asyncio.Task[None]] = []
 
@@ -64,6 +66,10 @@ MODE_LABELS = {
     "SLM: the small model only": "slm",
     "LLM: the larger model only": "llm",
 }
+THUMBS: tuple[tuple[Kind, str, str], ...] = (
+    ("good", "thumbs-up", "Good answer. Kept on this machine only"),
+    ("bad", "thumbs-down", "Bad answer. Kept on this machine only"),
+)
 # A folder of scans would push everything else out of the terminal.
 REPORTS_SHOWN = 20
 STARTERS = {
@@ -120,6 +126,8 @@ async def stop() -> None:
     await asyncio.gather(*following, return_exceptions=True)
     await asyncio.to_thread(library.close)
     await legs.close()
+    if labels is not None:
+        labels.close()
 
 
 @cl.set_starters
@@ -187,6 +195,9 @@ async def resume(key: str) -> None:
     steps = [{**message.to_dict(), "parentId": None} for message in messages]
     thread: Any = {"id": here.thread_id, "steps": steps, "elements": receipts, "metadata": {}}
     await cl.context.emitter.resume_thread(thread)
+    for message in messages:
+        for action in getattr(message, "actions", ()):
+            await action.send(for_id=message.id)
     await show_documents(conversation)
     await show_settings(conversation)
 
@@ -208,18 +219,25 @@ async def answer(message: cl.Message) -> None:
     if conversation is None:
         await cl.ErrorMessage("This conversation went on in another tab. Reload this page to begin a new one.").send()
         return
-    # Chainlit forgets the task of an edited message, so Stop and a closed tab cancel the one that is kept here.
-    conversation.turn = asyncio.current_task()
-    bubble = Bubble()
-    try:
+    bubble = Bubble(message.id)
+    async with under_way(conversation, bubble):
         conversation.session.rewind(message.id)
         uploads = [element for element in message.elements or [] if conversation.first_seen(element.id)]
         asked = bool(message.content.strip())
         if uploads and not await Reading(conversation).run(uploads, asked=asked):
             return
-        bubble = Bubble()  # its clock starts here: reading is not the answer's time
+        bubble.start_clock()  # reading is not the answer's time
         if asked or not uploads:
-            await run_turn(message, conversation.session, bubble)
+            await run_turn(message.content, conversation.session, bubble)
+
+
+@contextlib.asynccontextmanager
+async def under_way(conversation: Conversation, bubble: "Bubble") -> AsyncIterator[None]:
+    """One turn of a conversation, which Stop and a closed tab end; whatever goes wrong is told in its bubble."""
+    # Chainlit forgets the task of an edited message, so Stop and a closed tab cancel the one that is kept here.
+    conversation.turn = asyncio.current_task()
+    try:
+        yield
     except asyncio.CancelledError:
         await bubble.stop()
         raise
@@ -234,6 +252,58 @@ async def answer(message: cl.Message) -> None:
     finally:
         if conversation.turn is asyncio.current_task():
             conversation.turn = None
+
+
+@cl.action_callback("good")
+@cl.action_callback("bad")
+async def label(action: cl.Action) -> None:
+    """A thumb was pressed: it is kept in the place of the other one; the one that is kept is taken back."""
+    said = Answer.of(action)
+    if said is None or labels is None or said.turn is None:
+        return
+    kind: Kind = "good" if action.name == "good" else "bad"
+    if said.kept == kind:
+        said.kept = None if labels.remove(said.id) else kind
+    elif labels.add(said.id, said.turn, kind):
+        said.kept = kind
+    else:
+        await cl.context.emitter.send_toast("This could not be kept. The terminal says why.", "warning")
+    await said.show_actions()
+
+
+@cl.action_callback("ask_larger")
+async def ask_larger(action: cl.Action) -> None:
+    """The question of an answer is asked once more, of the larger model."""
+    conversation, said = conversations.of(cl.context.session.id), Answer.of(action)
+    if conversation is None or conversation.busy or said is None or said.turn is None or not said.may_ask_larger:
+        return
+    # From here to the task there is no await: a second press finds the conversation busy. The task goes on when the
+    # request of this press has been answered, and Stop finds it as it finds that of a message.
+    conversation.turn = cl.context.session.current_task = asyncio.create_task(ask_again(conversation, said))
+    keep(conversation.turn)
+
+
+async def ask_again(conversation: Conversation, said: "Answer") -> None:
+    assert said.turn is not None, "only an answer has the button"
+    if labels is not None:
+        labels.add(said.id, said.turn, "asked_larger")
+    answered = False
+    await cl.context.emitter.task_start()
+    try:
+        said.may_ask_larger = False
+        await said.show_actions()
+        # As Chainlit does around a message; without it, the answer would have no button to copy it.
+        async with cl.Step(name="on_message", type="run", parent_id=said.question_id):
+            bubble = Bubble(said.question_id, insists=True)
+            async with under_way(conversation, bubble):
+                with conversation.asked_anew(said.question_id):
+                    await run_turn(said.turn["question"], conversation.session, bubble, mode="llm", insist=True)
+                answered = bubble.turn is not None
+    finally:
+        if not answered:
+            said.may_ask_larger = True  # it was stopped, or failed
+            await said.show_actions()
+        await cl.context.emitter.task_end()
 
 
 @cl.on_stop
@@ -277,9 +347,18 @@ async def leave() -> None:
     keep(asyncio.create_task(end_if_gone()))
 
 
-async def run_turn(message: cl.Message, session: Session, bubble: "Bubble") -> None:
+async def run_turn(
+    question: str, session: Session, bubble: "Bubble", *, mode: Mode | None = None, insist: bool = False
+) -> None:
     turn_events = cascade.answer(
-        message.content, session=session, legs=legs, settings=settings, id=message.id, trace=bubble.trace
+        question,
+        session=session,
+        legs=legs,
+        settings=settings,
+        mode=mode,
+        id=bubble.question_id,
+        trace=bubble.trace,
+        insist=insist,
     )
     async with contextlib.aclosing(turn_events) as events:
         async for event in events:
@@ -381,6 +460,73 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text)
 
 
+def by_larger(turn: cascade.Turn) -> bool:
+    """Another model may have stood in for it."""
+    return turn.escalated or (turn.mode == "llm" and all(draft.leg == "llm" for draft in turn.drafts))
+
+
+class Answer(cl.Message):
+    """An answer with what can be done about it: a thumb, and to ask the larger model.
+
+    What the page sends back of a button names the message and decides nothing: all else stands here.
+    """
+
+    def __init__(self, question_id: str) -> None:
+        super().__init__("")
+        self.question_id = question_id
+        self.turn: dict[str, Any] | None = None
+        """None until it is answered, and where it never was."""
+        self.kept: Kind | None = None
+        """The thumb that is kept."""
+        self.may_ask_larger = False
+        self._showing = asyncio.Lock()
+
+    @classmethod
+    def of(cls, action: cl.Action) -> "Answer | None":
+        """The answer under which the button stands; None if it is no more, or in a conversation that went elsewhere."""
+        id = action.payload.get("answer")
+        return next((said for said in cl.chat_context.get() if isinstance(said, cls) and said.id == id), None)
+
+    async def show_actions(self) -> None:
+        async with self._showing:  # two presses at once would leave two rows
+            await self.remove_actions()
+            self.actions = self.offered()
+            for action in self.actions:
+                await action.send(for_id=self.id)
+
+    def offered(self) -> list[cl.Action]:
+        if self.turn is None:
+            return []
+        payload = {"answer": self.id}
+        actions = []
+        if labels is not None:
+            for kind, icon, tooltip in THUMBS:
+                kept = self.kept == kind
+                actions.append(
+                    cl.Action(
+                        name=kind,
+                        payload=payload,
+                        icon=icon,
+                        label=f"Kept: {kind}" if kept else "",
+                        tooltip="Kept on this machine. Press to take it back" if kept else tooltip,
+                    )
+                )
+        if self.may_ask_larger:
+            anyway = " anyway" if self.turn["refused"] else ""
+            # Nothing leaves this machine unawares.
+            where = f" (sends text to {legs.llm.where})" if legs.llm.remote else ""
+            actions.append(
+                cl.Action(
+                    name="ask_larger",
+                    payload=payload,
+                    icon="arrow-up-right",
+                    label=f"Ask the larger model{anyway}{where}",
+                    tooltip=f"Asks {legs.llm.model} the same question",
+                )
+            )
+        return actions
+
+
 class Bubble:
     """One answer in the chat, as it grows: what is being done, then the text, then the receipt.
 
@@ -388,13 +534,19 @@ class Bubble:
     longer than the model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, question_id: str, *, insists: bool = False) -> None:
+        self.question_id = question_id
         self.trace = Trace()
         self.text = ""
-        self._message = cl.Message("")
+        self.turn: cascade.Turn | None = None
+        self._insists = insists
+        self._message = Answer(question_id)
         self._sent = 0
         self._pump: asyncio.Task[None] | None = None
         self._shows_text = False
+
+    def start_clock(self) -> None:
+        self.trace = Trace()
 
     async def say(self, phase: str) -> None:
         """Show what is being done, until there is text."""
@@ -415,8 +567,13 @@ class Bubble:
     async def show(self, turn: cascade.Turn) -> None:
         sources = "  \n".join(f"[{c.marker}] {c.passage.place}" for c in turn.citations)
         notes = "\n\n".join(f"*{note}*" for note in turn.notes)
-        self._message.metadata = turn.to_dict()
+        self.turn = turn
+        self._message.turn = self._message.metadata = turn.to_dict()
         self._message.elements = [cl.CustomElement(name="Receipt", props=turn.to_dict(), display="inline")]
+        # Where nothing was found, or the larger model has just refused, asking it brings nothing new.
+        refused = turn.refused and bool(turn.hits) and not self._insists
+        self._message.may_ask_larger = refused or not (turn.refused or by_larger(turn))
+        self._message.actions = self._message.offered()
         await self.finish("\n\n".join(part for part in (turn.answer, sources, notes) if part))
 
     async def stop(self) -> None:

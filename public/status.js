@@ -184,6 +184,8 @@ import { element } from "./documents.js";
     "#theme-toggle": "Theme",
     "#side-view-close": "Close the panel",
     ".edit-message": "Edit this question",
+    "button:has(> .lucide-thumbs-up)": "Good answer",
+    "button:has(> .lucide-thumbs-down)": "Bad answer",
     "button:has(> .lucide-copy)": "Copy to clipboard",
     "button:has(> .lucide-arrow-down)": "Go to the latest message",
   };

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     mode: Mode = Field("auto", description="who answers: auto (SLM first, LLM when needed), slm, or llm")
 
     slm_model: str = Field(
-        "smollm2-135m",
+        "qwen2.5-coder-0.5b",
         description="small model: a name from `smallfirst models list`, a .gguf file, or a server's model id",
     )
     slm_base_url: str | None = Field(
@@ -46,8 +46,9 @@ class Settings(BaseSettings):
     )
     slm_api_key: SecretStr | None = Field(None, description="key for that server, if it wants one")
     slm_passages: int = Field(1, ge=1, le=20, description="passages that the small model reads")
-    slm_examples: bool = Field(
-        True, description="show the small model three answered questions first: helps the smallest, hinders larger ones"
+    slm_examples: bool | None = Field(
+        None,
+        description="show the small model three answered questions first; empty: only the one that was measured to need it",
     )
     slm_max_tokens: int = Field(160, ge=1, le=8192, description="longest answer of the small model, tokens")
 

@@ -127,6 +127,53 @@ def retrieval() -> None:
     )
 
 
+# What is told of a trial: name in the report, unit.
+ANSWERS = {
+    "small model alone, right": ("slm_right_answerable", "{:.3f}"),
+    "larger model alone, right": ("llm_right_answerable", "{:.3f}"),
+    "Auto, right": ("auto_right_answerable", "{:.3f}"),
+    "questions given to the larger model": ("auto_llm_calls", "{:.0%}"),
+    "unanswerable questions refused": ("auto_refused_unanswerable", "{:.0%}"),
+    "answerable questions answered": ("auto_answered_answerable", "{:.0%}"),
+    "AUROC of the score, answerable questions": ("auroc_answerable", "{:.3f}"),
+    "the same without logprobs": ("auroc_answerable_without_logprobs", "{:.3f}"),
+    "expected calibration error": ("ece", "{:.3f}"),
+    "share of the gap between the models recovered (APGR)": ("apgr", "{:.3f}"),
+    "the most that a perfect judge recovers": ("apgr_oracle", "{:.3f}"),
+    "escalations decided before the 17th token": ("auto_escalated_early", "{:.0%}"),
+    "of the drafts given up, those that would have stood": ("given_up_falsely", "{:.1%}"),
+    "judging, median": ("auto_judge_ms_p50", "{:.2f} ms"),
+    "judging, 99%": ("auto_judge_ms_p99", "{:.2f} ms"),
+    "right answers per compute second, Auto over the best single model": (
+        "right_per_compute_s_against_best_single",
+        "{:.2f}",
+    ),
+}
+
+
+def answers() -> None:
+    found = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "benchmarks" / "answers").glob("*/report.json"))
+    ]
+    _table(
+        ("what", *(f"{report['slm']} and {report['llm']}" for report in found)),
+        *(
+            (what, *(form.format(report["metrics"][name]) for report in found))
+            for what, (name, form) in ANSWERS.items()
+            if all(name in report["metrics"] for report in found)
+        ),
+    )
+    first = found[0]
+    machine = first["machine"]
+    cog.outl(
+        f"\n{first['dataset']}: {first['questions']:,} questions ({first['answerable']:,} answerable) of"
+        f" {len(first['documents'])} articles, {first['by_larger_model']:,} of them by both models; every figure is of"
+        " articles that the fit had not seen. A compute second is one of a processor core."
+        f" {machine['system']}, {machine['cores']} cores, Python {machine['python']}."
+    )
+
+
 def bench() -> None:
     report = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))
     _table(

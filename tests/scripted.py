@@ -77,6 +77,7 @@ class ScriptedLeg:
     state: State = field(default_factory=lambda: State("ready"))
     passages: int = 1
     max_tokens: int = 160
+    examples: bool = False
     remote: bool = False
     installed: bool = True
     failure: ModelError | None = None

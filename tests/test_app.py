@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,6 +11,8 @@ from uuid import uuid4
 import httpx2
 import pytest
 import socketio
+
+from rag.lab.labels import Labels
 
 from .conftest import until
 from .product import ROOT, ScriptedServer, chat, client_message, free_port
@@ -29,8 +31,14 @@ def scripted() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture(scope="module")
-def url(scripted: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def url(scripted: ScriptedServer, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {
+        "RAG_CACHE_DIR": str(cache),
         "RAG_SLM_BASE_URL": scripted.url, "RAG_SLM_MODEL": "small", "RAG_LLM_BASE_URL": scripted.url,
         "RAG_LLM_MODEL": "large", "RAG_DISCONNECT_GRACE_S": str(GRACE_S), "RAG_SLM_MAX_TOKENS": "8000",
     }  # fmt: skip
@@ -49,11 +57,15 @@ class Client:
         self.told: list[Any] = []
         """What the page's own script is told."""
         self.threads: list[Any] = []
+        self.buttons: dict[str, dict[str, Any]] = {}
+        """Those that stand on the page, in their order."""
         for event in ("new_message", "update_message"):
             self.socket.on(event, self.steps.append)
         self.socket.on("chat_settings", self.settings.append)
         self.socket.on("window_message", self.told.append)
         self.socket.on("resume_thread", self.threads.append)
+        self.socket.on("action", lambda action: self.buttons.update({action["id"]: action}))
+        self.socket.on("remove_action", lambda action: self.buttons.pop(action["id"], None))
 
     async def send(self, text: str, files: list[str] | None = None) -> None:
         await self.socket.emit("client_message", client_message(text, files or ()))
@@ -71,6 +83,23 @@ class Client:
             files = {"file": (name, data, "text/markdown")}
             sent = await http.post(f"{url}/project/file", params={"session_id": self.session_id}, files=files)
         return str(sent.json()["id"])
+
+    async def press(self, url: str, button: dict[str, Any]) -> int:
+        """Returns the status of the answer to it."""
+        async with httpx2.AsyncClient(trust_env=False) as http:
+            pressed = {"sessionId": self.session_id, "action": button}
+            return (await http.post(f"{url}/project/action", json=pressed, timeout=30)).status_code
+
+    def button(self, name: str) -> dict[str, Any]:
+        """The newest of that name."""
+        return [button for button in self.buttons.values() if button["name"] == name][-1]
+
+    def named(self) -> list[str]:
+        """Names of the buttons; of a thumb that is kept, its label."""
+        return [
+            button["label"] if button["label"].startswith("Kept") else button["name"]
+            for button in self.buttons.values()
+        ]
 
     async def attach(self, url: str, name: str, data: bytes) -> None:
         before = len(self.told)
@@ -285,6 +314,149 @@ async def test_an_upload_that_vanished_is_told_and_the_next_question_works(url: 
         assert (await client.ask(QUESTION))["answer"]
 
 
+def kept(cache: Path, turn: dict[str, Any]) -> list[str]:
+    with closing(Labels(cache / "labels.sqlite")) as labels:
+        return [row["kind"] for row in labels if row["question"] == turn["question"]]
+
+
+async def test_a_thumb_is_kept_replaced_and_taken_back(url: str, scripted: ScriptedServer, cache: Path) -> None:
+    scripted.script = lambda model, _: "The largest file is 10 MB."
+    async with connected(url) as client:
+        turn = await client.ask("What is the largest file that I can drop in?")
+        await until(lambda: client.named() == ["good", "bad", "ask_larger"])
+        for press, good, bad, said in (
+            ("good", "Kept: good", "bad", ["good"]), ("bad", "good", "Kept: bad", ["bad"]), ("bad", "good", "bad", []),
+        ):  # fmt: skip
+            assert await client.press(url, client.button(press)) == 200
+            await until(lambda row=[good, bad, "ask_larger"]: client.named() == row)  # type: ignore[misc]
+            assert kept(cache, turn) == said
+
+
+async def test_the_larger_model_is_asked_the_same_question(url: str, scripted: ScriptedServer, cache: Path) -> None:
+    asked: list[str] = []
+    scripted.script = lambda model, _: asked.append(model) or "The largest file is 10 MB."  # type: ignore[func-returns-value]
+    async with connected(url) as client:
+        await client.socket.emit("chat_settings_change", {"mode": "slm"})
+        first = await client.ask("What is the largest file that can be dropped?")
+        await until(lambda: "ask_larger" in client.named())
+        button = client.button("ask_larger")
+        assert button["label"] == "Ask the larger model (sends text to 127.0.0.1)"
+        assert await client.press(url, button) == 200
+        await until(lambda: len(client.turns()) == 2)
+        second = client.turns()[-1]
+        assert (second["question"], second["mode"], second["model"]) == (first["question"], "llm", "large")
+        assert asked == ["small", "large"]
+        await until(lambda: client.named() == ["good", "bad"] * 2)
+        assert kept(cache, first) == ["asked_larger"]
+        assert await client.press(url, button) == 200, "from a page that has not seen yet that it is gone"
+        assert (await client.ask(QUESTION))["mode"] == "slm", "the conversation's mode stays"
+        assert asked == ["small", "large", "small"]
+
+
+async def test_an_answer_of_the_larger_model_does_not_offer_it(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: "The largest file is 10 MB." if model == "large" else "It is 999 MB."
+    async with connected(url) as client:
+        assert (await client.ask(QUESTION))["escalated"]
+        await client.socket.emit("chat_settings_change", {"mode": "llm"})
+        assert not (await client.ask(QUESTION))["escalated"]
+        await until(lambda: client.named() == ["good", "bad"] * 2)
+
+
+async def test_a_second_press_and_a_running_turn_do_nothing_and_stop_ends_it(
+    url: str, scripted: ScriptedServer
+) -> None:
+    asked: list[str] = []
+    scripted.script = lambda model, _: asked.append(model) or (None if model == "large" else "It is 10 MB.")  # type: ignore[func-returns-value]
+    scripted.reset()
+    async with connected(url) as client:
+        await client.socket.emit("chat_settings_change", {"mode": "slm"})
+        await client.ask(QUESTION)
+        await until(lambda: "ask_larger" in client.named())
+        button = client.button("ask_larger")
+        statuses = await asyncio.gather(*(client.press(url, button) for _ in range(5)))
+        assert set(statuses) == {200}
+        await until(lambda: "large" in asked)
+        assert await client.press(url, client.button("good")) == 200, "a thumb does not wait"
+        await client.socket.emit("stop")
+        assert await asyncio.to_thread(scripted.hung_up.wait, 20)
+        await until(lambda: any("*Stopped.*" in step["output"] for step in client.answers()))
+        await until(lambda: "ask_larger" in client.named())
+        assert asked == ["small", "large"]
+        scripted.script = lambda model, _: "The largest file is 10 MB."
+        assert await client.press(url, client.button("ask_larger")) == 200
+        await until(lambda: len(client.turns()) == 2)
+
+
+async def test_a_closed_tab_ends_the_larger_models_work(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: None if model == "large" else "The largest file is 10 MB."
+    async with connected(url) as client:
+        await client.socket.emit("chat_settings_change", {"mode": "slm"})
+        await client.ask(QUESTION)
+        await until(lambda: "ask_larger" in client.named())
+        scripted.reset()
+        await client.press(url, client.button("ask_larger"))
+        await asyncio.to_thread(scripted.asked.wait, 20)
+    assert await asyncio.to_thread(scripted.hung_up.wait, GRACE_S * 10)
+
+
+async def test_where_the_documents_seem_silent_the_larger_model_may_be_asked_anyway(
+    url: str, scripted: ScriptedServer
+) -> None:
+    scripted.script = lambda model, _: "I do not know."
+    async with connected(url) as client:
+        turn = await client.ask("Which zebra file won the Uruguayan regatta?")
+        assert turn["refused"]
+        assert turn["drafts"] == []
+        assert turn["hits"], "of the corpus, something shares a word"
+        await until(lambda: "ask_larger" in client.named())
+        button = client.button("ask_larger")
+        assert button["label"].startswith("Ask the larger model anyway (")
+        await client.press(url, button)
+        await until(lambda: len(client.turns()) == 2)
+        assert [draft["leg"] for draft in client.turns()[-1]["drafts"]] == ["llm"]
+        await until(lambda: client.named() == ["good", "bad"] * 2), "it has refused: there is nothing more to ask"
+
+
+async def test_where_nothing_was_found_there_is_nothing_to_ask_about(url: str, scripted: ScriptedServer) -> None:
+    async with connected(url) as client:
+        assert (await client.ask("Qwzxv plorfk?"))["hits"] == []
+        await until(lambda: client.named() == ["good", "bad"])
+
+
+async def test_buttons_come_back_after_a_reload_and_work(url: str, scripted: ScriptedServer, cache: Path) -> None:
+    scripted.script = lambda model, _: "The largest file is 10 MB."
+    async with connected(url) as before:
+        await before.socket.emit("chat_settings_change", {"mode": "slm"})
+        turn = await before.ask("What is the largest file to be dropped?")
+        await until(lambda: "ask_larger" in before.named())
+        await before.press(url, before.button("good"))
+        await until(lambda: before.named() == ["Kept: good", "bad", "ask_larger"])
+    async with connected(url) as after:
+        await after.say({"smallfirst": "resume", "key": before.key})
+        await until(lambda: after.named() == ["Kept: good", "bad", "ask_larger"])
+        assert await before.press(url, before.button("bad")) in (200, 404), "the page that is no more"
+        assert await after.press(url, after.button("bad")) == 200
+        await until(lambda: after.named() == ["good", "Kept: bad", "ask_larger"])
+        assert kept(cache, turn) == ["bad"]
+        await after.press(url, after.button("ask_larger"))
+        await until(lambda: bool(after.turns()))
+        assert after.turns()[-1]["mode"] == "llm"
+
+
+@pytest.mark.parametrize("payload", [{}, {"answer": None}, {"answer": ["x"]}, {"answer": str(uuid4())}])
+async def test_a_button_that_never_was_does_nothing(
+    url: str, scripted: ScriptedServer, cache: Path, payload: dict[str, Any]
+) -> None:
+    async with connected(url) as client:
+        for name in ("good", "bad", "ask_larger"):
+            assert await client.press(url, {"name": name, "payload": payload}) == 200
+        assert client.buttons == {}
+        assert client.answers() == []
+
+
+# Each of the following has a process of its own, whose end takes all sessions' files with it: Chainlit empties the folder.
+
+
 async def test_documents_end_with_the_session(scripted: ScriptedServer, tmp_path: Path) -> None:
     """Chainlit's timeout of a session that nobody came back to, here one second instead of hours."""
     planted = (
@@ -311,6 +483,42 @@ async def test_documents_end_with_the_session(scripted: ScriptedServer, tmp_path
             await after.say({"smallfirst": "list"})
             await until(lambda: len(after.told) > 1)
             assert after.documents() == []
+
+
+async def test_without_labels_there_are_no_thumbs_and_nothing_is_kept(scripted: ScriptedServer, tmp_path: Path) -> None:
+    scripted.script = lambda model, _: "The largest file is 10 MB."
+    environment = {
+        "RAG_SLM_BASE_URL": scripted.url, "RAG_LLM_BASE_URL": scripted.url, "RAG_LABELS": "false",
+        "RAG_CACHE_DIR": str(tmp_path / "cache"),
+    }  # fmt: skip
+    with chat(free_port(), tmp_path / "chat.log", **environment) as address:
+        async with connected(address) as client:
+            await client.ask(QUESTION)
+            await until(lambda: client.named() == ["ask_larger"])
+            forged = client.button("ask_larger") | {"name": "good"}
+            assert await client.press(address, forged) == 200
+            await client.press(address, client.button("ask_larger"))
+            await until(lambda: len(client.turns()) == 2)
+    assert not (tmp_path / "cache" / "labels.sqlite").exists()
+
+
+async def test_a_label_that_cannot_be_kept_is_said_so(scripted: ScriptedServer, tmp_path: Path) -> None:
+    scripted.script = lambda model, _: "The largest file is 10 MB."
+    (tmp_path / "cache" / "labels.sqlite").mkdir(parents=True)
+    environment = {
+        "RAG_SLM_BASE_URL": scripted.url, "RAG_LLM_BASE_URL": scripted.url, "RAG_CACHE_DIR": str(tmp_path / "cache"),
+    }  # fmt: skip
+    log = tmp_path / "chat.log"
+    with chat(free_port(), log, **environment) as address:
+        async with connected(address) as client:
+            toasts: list[Any] = []
+            client.socket.on("toast", toasts.append)
+            await client.ask(QUESTION)
+            await until(lambda: "good" in client.named())
+            await client.press(address, client.button("good"))
+            await until(lambda: bool(toasts))
+            await until(lambda: client.named() == ["good", "bad", "ask_larger"])
+            assert "labels.sqlite cannot be written" in log.read_text()
 
 
 async def test_a_fault_of_our_own_is_told_without_its_insides(scripted: ScriptedServer, tmp_path: Path) -> None:

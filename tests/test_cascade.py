@@ -14,7 +14,6 @@ from rag.models.legs import State
 from rag.settings import Mode, Settings
 from rag.turn import cascade
 from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Retrieved, Token, Turn
-from rag.turn.prompt import EXAMPLES
 from rag.turn.session import Session
 
 from .conftest import open_library
@@ -233,7 +232,7 @@ async def test_a_question_with_a_subject_of_its_own_carries_nothing(session: Ses
     await turn_of(session, legs, settings)
     turn = await turn_of(session, legs, settings, question="Where do lions sleep?")
     assert turn.query == "Where do lions sleep?"
-    assert len(legs.slm.backend_.asked[-1]) == 2 + 2 * len(EXAMPLES), "a small model is not shown turns that the question does not lean on"
+    assert len(legs.slm.backend_.asked[-1]) == 2, "a small model is not shown turns that the question does not lean on"
 
 
 async def test_an_edited_question_forgets_what_came_after_it(session: Session, settings: Settings) -> None:

@@ -4,19 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from rag.cli import main
+from rag.lab.labels import Labels
 
 from .conftest import CORPUS
 
 
 def smallfirst(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """With the smallest model, which answers fast, unless another is named."""
     return subprocess.run(
         [sys.executable, "-m", "rag.cli", *arguments],
-        env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180,
+        env={**os.environ, "RAG_SLM_MODEL": "smollm2-135m", **environment}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
 
 
@@ -117,6 +120,32 @@ def test_evaluate_retrieval_ends_with_its_report(tmp_path: Path, capsys: pytest.
     assert "recall@1" in capsys.readouterr().out
     assert main(["evaluate", "retrieval", "--dataset", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_labels_are_shown_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAG_CACHE_DIR", str(tmp_path))
+    assert main(["labels"]) == 0
+    assert "Nothing was said of an answer yet" in capsys.readouterr().err
+    turn = {
+        "question": "How large may a file be?", "answer": "10 MB.", "mode": "slm", "escalated": False, "refused": False,
+        "verdict": {"score": 0.71}, "drafts": [{"leg": "slm", "model": "small"}],
+    }  # fmt: skip
+    with closing(Labels(tmp_path / "labels.sqlite")) as labels:
+        labels.add("a", turn, "good")
+        labels.add("a", turn, "asked_larger")
+    assert main(["labels", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["labels"]
+    assert [row["kind"] for row in rows] == ["good", "asked_larger"]
+    assert main(["labels"]) == 0
+    table = capsys.readouterr().out
+    assert "asked larger" in " ".join(table.split())
+    assert "0.71" in table
+    assert main(["labels", "--clear"]) == 0
+    assert "Deleting 2 labels" in capsys.readouterr().err
+    assert main(["labels", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"labels": []}
 
 
 @pytest.mark.usefixtures("own_cache")

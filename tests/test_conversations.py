@@ -8,7 +8,7 @@ import pytest
 from rag.corpus.library import Library
 from rag.errors import DocumentError, UserError
 from rag.serve.conversations import Conversation, Conversations
-from rag.turn.session import Session
+from rag.turn.session import Exchange, Session
 
 
 def begin(conversations: Conversations, holder: str, library: Library) -> Conversation:
@@ -96,3 +96,23 @@ def test_an_upload_is_new_once(library: Library) -> None:
     assert mine.first_seen("a")
     assert not mine.first_seen("a")
     assert mine.first_seen("b")
+
+
+def exchanges(conversation: Conversation) -> list[tuple[str, str]]:
+    return [(exchange.id, exchange.answer) for exchange in conversation.session.history]
+
+
+def test_a_question_asked_anew_stands_in_the_history_once(library: Library) -> None:
+    mine = begin(Conversations(most_documents=3), "holder", library)
+    for id in "abc":
+        mine.session.remember(Exchange(id, id, id, "first"))
+    with mine.asked_anew("b"):
+        assert exchanges(mine) == [("a", "first")], "what came later is not known to it"
+        mine.session.remember(Exchange("b", "b", "b", "second"))
+    assert exchanges(mine) == [("a", "first"), ("b", "second"), ("c", "first")]
+    with pytest.raises(UserError), mine.asked_anew("b"):
+        raise UserError("nothing was answered")
+    assert exchanges(mine) == [("a", "first"), ("b", "second"), ("c", "first")]
+    with mine.asked_anew("unheard of"):
+        mine.session.remember(Exchange("d", "d", "d", "first"))
+    assert [id for id, _ in exchanges(mine)] == ["a", "b", "c", "d"]

@@ -55,7 +55,8 @@ def test_it_chats_over_a_folder_of_ones_own(wheel: Path, small_weights: Path, tm
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {"PYTHONPATH": str(site), "XDG_STATE_HOME": str(tmp_path / "state"), "RAG_LLM_MODEL": "smollm2-135m"}
+    environment = {"PYTHONPATH": str(site), "XDG_STATE_HOME": str(tmp_path / "state")}
+    environment |= {"RAG_SLM_MODEL": "smollm2-135m", "RAG_LLM_MODEL": "smollm2-135m"}
     chat = subprocess.Popen(
         [sys.executable, "-P", "-m", "rag.cli", "chat", "--docs", str(docs), "--no-open", "--port", str(port)],
         cwd=tmp_path, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

@@ -292,6 +292,40 @@ function Drafts({ drafts }) {
   )
 }
 
+const REFUSED = 'it says that this is not in the documents'
+const sentence = (text) => String(text).replace(/([^.!?…])$/, '$1.')
+
+/** Why a draft is not the answer. The verdict is of the small model's; it may have accepted a refusal as honest. */
+function why(turn, draft) {
+  const verdict = turn.verdict || {}
+  const judged = draft.leg === 'slm' || !list(turn.drafts).some((other) => other.leg === 'slm')
+  return judged && !verdict.accepted && verdict.reason ? verdict.reason : REFUSED
+}
+
+/** What a model wrote and the answer does not say: nothing that was seen while it streamed is lost. */
+function SetAside({ turn, drafts }) {
+  const aside = drafts.filter((draft) => draft.text && (turn.refused || (turn.escalated && draft.leg === 'slm')))
+  return aside.map((draft, index) => {
+    const words = String(draft.text).trim().split(/\s+/).length
+    const stopped = draft.finish_reason === null ? `stopped after ${words} ${words === 1 ? 'word' : 'words'}` : null
+    const writer = aside.length > 1 && LEGS[draft.leg] ? LEGS[draft.leg].toLowerCase() : 'model'
+    const title = turn.refused ? `What the ${writer} wrote, not shown as the answer` : 'The small model’s draft, set aside'
+    return (
+      <Folded key={index} testid="receipt-rejected" title={sentence(`${title}: ${why(turn, draft)}`)}>
+        <div style={{ margin: '0.2rem 0 0.5rem', padding: '0 0 0 0.7rem', borderLeft: `2px solid ${hsl('border')}` }}>
+          {/* Removed from the answer, and still to be read: a line through it would hinder that. */}
+          <del style={{ ...WRAP, ...QUIET, display: 'block', fontSize: '0.8125rem', textDecoration: 'none' }}>
+            {draft.text}
+          </del>
+          <span style={{ ...QUIET, overflowWrap: 'anywhere' }}>
+            {[draft.model, stopped].filter(Boolean).join(', ')}
+          </span>
+        </div>
+      </Folded>
+    )
+  })
+}
+
 export default function Receipt() {
   const [open, setOpen] = useState(false)
   const body = useId()
@@ -299,7 +333,6 @@ export default function Receipt() {
   const drafts = list(turn.drafts)
   const notes = list(turn.notes)
   const query = turn.query && turn.query !== turn.question ? String(turn.query) : null
-  const rejected = turn.escalated ? drafts.filter((draft) => draft.leg === 'slm' && draft.text) : []
   return (
     <div style={{ ...SMALL, maxWidth: '100%', minWidth: 0 }} data-testid="receipt">
       {query ? (
@@ -307,6 +340,7 @@ export default function Receipt() {
           Searched for: {query}
         </p>
       ) : null}
+      <SetAside turn={turn} drafts={drafts} />
       <button
         type="button"
         data-testid="receipt-toggle"
@@ -355,27 +389,6 @@ export default function Receipt() {
           <>
             <Waterfall turn={turn} />
             {turn.verdict ? <Judgement verdict={turn.verdict} escalated={Boolean(turn.escalated)} /> : null}
-            {rejected.length > 0 && (
-              <Folded testid="receipt-rejected" title="The small model’s answer that was not used">
-                {rejected.map((draft, index) => (
-                  <div key={index} style={{ marginTop: '0.3rem' }}>
-                    <p style={{ ...QUIET, margin: 0 }}>
-                      {[draft.model, turn.verdict && turn.verdict.reason].filter(Boolean).join(': ')}
-                    </p>
-                    <blockquote
-                      style={{
-                        ...WRAP,
-                        margin: '0.15rem 0 0',
-                        padding: '0 0 0 0.6rem',
-                        borderLeft: `2px solid ${hsl('border')}`,
-                      }}
-                    >
-                      {draft.text}
-                    </blockquote>
-                  </div>
-                ))}
-              </Folded>
-            )}
             <Sources citations={list(turn.citations)} hits={list(turn.hits)} />
             <Drafts drafts={drafts} />
             {notes.length > 0 && (

@@ -85,6 +85,7 @@ class RecordedLeg:
         self.model = leg.model
         self.passages = leg.passages
         self.max_tokens = leg.max_tokens
+        self.examples = leg.examples
         self.remote = leg.remote
         self.installed = True
         self.state = State("remote" if leg.remote else "ready")

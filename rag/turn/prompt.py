@@ -55,7 +55,12 @@ EXAMPLES = (
 # A larger model says first whether the passages answer the question. Asked so, with a refusal among the examples, what
 # it holds of Yes against No tells answerable questions from others (1.5B, 70 questions of SQuAD 2.0: AUROC .74, against .63
 # for the best other signal), costs one token and leaves its answers as right as they were.
-CHECK = "Can this question be answered from the passages alone? Begin with one word, Yes or No. After Yes, write the answer."
+CHECK = " ".join(
+    (
+        "Can this question be answered from the passages alone?",
+        "Begin with one word, Yes or No. After Yes, write the answer.",
+    )
+)
 CHECKED_EXAMPLES = (
     (EXAMPLES[0][0], EXAMPLES[0][1], "Yes. Electric lamps replaced paraffin in 1936 [1]."),
     (EXAMPLES[1][0], "Which tea is grown at the greatest height?", "No."),
@@ -117,7 +122,7 @@ def build(
     context_tokens: int | None,
     max_tokens: int,
     overview: Overview | None = None,
-    examples: bool = True,
+    examples: bool = False,
     check: bool = True,
     draft: str | None = None,
 ) -> Prompt:

@@ -117,7 +117,7 @@ def tab(browser: Browser, url: str) -> Iterator[Chat]:
 def real_url(browser: Browser, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The product with real models; a second SmolLM2 stands in for the larger one."""
     log = tmp_path_factory.mktemp("real") / "chat.log"
-    with chat(free_port(), log, RAG_LLM_MODEL="smollm2-135m") as url:
+    with chat(free_port(), log, RAG_SLM_MODEL="smollm2-135m", RAG_LLM_MODEL="smollm2-135m") as url:
         yield url
 
 
@@ -131,8 +131,10 @@ def scripted() -> Iterator[ScriptedServer]:
 @pytest.fixture(scope="session")
 def scripted_url(browser: Browser, scripted: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The product before a scripted server that plays both models."""
-    log = tmp_path_factory.mktemp("scripted") / "chat.log"
+    folder = tmp_path_factory.mktemp("scripted")
+    log = folder / "chat.log"
     environment = {
+        "RAG_CACHE_DIR": str(folder / "cache"),
         "RAG_SLM_BASE_URL": scripted.url, "RAG_SLM_MODEL": "small", "RAG_LLM_BASE_URL": scripted.url,
         "RAG_LLM_MODEL": "large", "RAG_DISCONNECT_GRACE_S": "0.5",
     }  # fmt: skip

@@ -10,7 +10,7 @@ GOOD = "The largest file is 10 MB."
 HANG_UP_LIMIT_S = 20
 
 
-def test_a_rejected_draft_is_replaced_and_kept_in_the_receipt(
+def test_a_rejected_draft_is_replaced_and_folded_under_the_answer(
     browser: Browser, scripted_url: str, scripted: ScriptedServer
 ) -> None:
     scripted.script = lambda model, _: "The largest file is 999 MB." if model == "small" else f"{GOOD} [1]"
@@ -22,10 +22,15 @@ def test_a_rejected_draft_is_replaced_and_kept_in_the_receipt(
         assert GOOD.rstrip(".") in chat.answer
         toggle = chat.page.get_by_test_id("receipt-toggle")
         assert "escalated" in toggle.inner_text()
-        toggle.click()
         rejected = chat.page.get_by_test_id("receipt-rejected")
-        rejected.locator("summary").click()
-        expect(rejected).to_contain_text("999 MB")
+        expect(rejected.locator("summary")).to_have_text(
+            "The small model’s draft, set aside: the number 999 is in no passage that was read."
+        )
+        expect(rejected.locator("del")).to_be_hidden()
+        rejected.locator("summary").focus()
+        chat.page.keyboard.press("Enter")
+        expect(rejected.locator("del")).to_be_visible()
+        expect(rejected.locator("del")).to_have_text("The largest file is 999 MB.")
 
 
 def test_a_long_fast_answer_is_sent_in_batches(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from rag.models.weights import find
+from rag.settings import Settings
 
 from ..product import chat, free_port
 from .conftest import tab
@@ -25,7 +26,7 @@ def slow_hub() -> Iterator[str]:
             pass
 
         def do_GET(self) -> None:
-            size = find("smollm2-135m").size_bytes
+            size = find(Settings(_env_file=None).slm_model).size_bytes  # type: ignore[call-arg]
             self.send_response(200)
             self.send_header("Content-Length", str(size))
             self.end_headers()

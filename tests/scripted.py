@@ -23,6 +23,8 @@ class Reply:
     error: ModelError | None = None
     """Raised after the text."""
     waits: Sequence[int] = ()
+    yes_over_no: float | None = None
+    """By how much the first token is surer as Yes than as No; None where no rivals are told."""
     hold: asyncio.Event | None = None
     """After the first word, nothing comes until this is set."""
 
@@ -58,7 +60,10 @@ class ScriptedBackend:
                     piece = word if number == 0 else f" {word}"
                     new: tuple[Token, ...] = ()
                     if reply.logprob is not None:
-                        new = (Token(piece, reply.logprob, (reply.logprob, -6.0, -7.0, -8.0, -9.0)),)
+                        if number == 0 and reply.yes_over_no is not None:
+                            new = (Token(piece, -0.1, (-0.1, -0.1 - reply.yes_over_no), ("Yes", "No")),)
+                        else:
+                            new = (Token(piece, reply.logprob, (reply.logprob, -6.0, -7.0, -8.0, -9.0)),)
                         tokens.extend(new)
                     if piece:
                         yield Delta(piece, new)

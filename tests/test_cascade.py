@@ -13,7 +13,9 @@ from rag.errors import ModelUnreachable, UserError
 from rag.models.legs import State
 from rag.settings import Mode, Settings
 from rag.turn import cascade
+from rag.turn.calibration import Calibration, Line, Scorer
 from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Retrieved, Token, Turn
+from rag.turn.prompt import CHECK
 from rag.turn.session import Session
 
 from .conftest import open_library
@@ -44,8 +46,9 @@ async def events_of(
     question: str = QUESTION,
     mode: Mode | None = None,
     id: str = "",
+    **named: Any,
 ) -> list[cascade.Event]:
-    turn = cascade.answer(question, session=session, legs=legs, settings=settings, mode=mode, id=id)  # type: ignore[arg-type]
+    turn = cascade.answer(question, session=session, legs=legs, settings=settings, mode=mode, id=id, **named)
     async with aclosing(turn) as events:
         return [event async for event in events]
 
@@ -378,3 +381,127 @@ async def test_the_turn_carries_the_contract(session: Session, settings: Setting
     assert ("retrieve", None) in spans
     assert all(span["duration_ms"] is not None for span in turn["trace"]["spans"])
     assert 0 < turn["trace"]["ttft_ms"] <= turn["trace"]["total_ms"]
+
+
+SURE_OF_NOTHING = Scorer({"uncovered": -1.0}, -5.0)
+SURE_OF_ALL = Scorer({"uncovered": -1.0}, 5.0)
+
+
+def fitted(**changes: Any) -> Calibration:
+    """A calibration that accepts every whole draft, but for the changes."""
+    options: dict[str, Any] = {
+        "key": "k", "slm": "scripted-slm", "llm": "scripted-llm", "right": Line(SURE_OF_ALL, 0.5),
+        "right_without_logprobs": Line(SURE_OF_ALL, 0.5),
+    }  # fmt: skip
+    return Calibration(**{**options, **changes})
+
+
+async def test_a_hopeless_draft_is_given_up_while_it_is_written_and_the_model_stopped(
+    session: Session, settings: Settings
+) -> None:
+    legs = ScriptedLegs([GOOD], [f"Yes. {GOOD}"])
+    calibration = fitted(early={2: Line(SURE_OF_NOTHING, 0.5)})
+    turn = await turn_of(session, legs, settings, fitted=calibration)
+    assert legs.slm.backend_.stopped == 1
+    assert (turn.drafts[0].text, turn.drafts[0].finish_reason) == ("Zebras drink", None)
+    assert turn.escalated
+    assert turn.verdict is not None
+    assert "given up after 2 tokens" in turn.verdict.reason
+    assert turn.verdict.score < turn.verdict.threshold
+    assert turn.answer == f"{GOOD} [1]"
+
+
+async def test_a_draft_can_be_given_up_before_it_begins(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD], [f"Yes. {GOOD}"])
+    turn = await turn_of(session, legs, settings, fitted=fitted(early={0: Line(SURE_OF_NOTHING, 0.5)}))
+    assert legs.slm.backend_.asked == []
+    assert [draft.leg for draft in turn.drafts] == ["llm"]
+    assert turn.verdict is not None
+    assert "before it began" in turn.verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [({"early": False}, None), ({"confidence": 0.2}, None), ({"strategy": "refine"}, None), ({}, "slm")],
+)
+async def test_no_draft_is_given_up_when_it_is_wanted_whole(
+    session: Session, settings: Settings, changes: dict[str, Any], mode: Mode | None
+) -> None:
+    legs = ScriptedLegs([GOOD], [])
+    settings = settings.model_copy(update=changes)
+    calibration = fitted(early={0: Line(SURE_OF_NOTHING, 0.5), 2: Line(SURE_OF_NOTHING, 0.5)})
+    turn = await turn_of(session, legs, settings, mode=mode, fitted=calibration)
+    assert turn.drafts[0].text == GOOD
+    assert not turn.escalated
+
+
+async def test_what_was_given_up_is_finished_when_the_larger_model_fails(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD, GOOD], [Reply("", error=ModelUnreachable("The server is gone."))])
+    turn = await turn_of(session, legs, settings, fitted=fitted(early={2: Line(SURE_OF_NOTHING, 0.5)}))
+    assert turn.answer == f"{GOOD} [1]"
+    assert [draft.text for draft in turn.drafts] == [GOOD]
+    assert not turn.escalated
+    assert any("not refined" in note for note in turn.notes)
+
+
+async def test_a_larger_model_that_says_no_refuses(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], ["No. The passages tell of rivers only."])
+    events = await events_of(session, legs, settings, mode="llm")
+    assert not any(isinstance(event, Token) for event in events)
+    turn = events[-1].turn  # type: ignore[union-attr]
+    assert turn.refused
+    assert turn.answer.startswith("This is not in your documents")
+    assert turn.citations == ()
+    assert legs.llm.backend_.stopped == 1, "what it would add is not waited for"
+
+
+async def test_the_word_before_an_answer_is_not_shown(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], [f"Yes. {GOOD}"])
+    events = await events_of(session, legs, settings, mode="llm")
+    assert "".join(event.text for event in events if isinstance(event, Token)).strip() == GOOD
+    assert events[-1].turn.answer == f"{GOOD} [1]"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("lead", "refused"), [(0.3, True), (0.9, False)])
+async def test_a_yes_that_is_too_unsure_refuses(
+    session: Session, settings: Settings, lead: float, refused: bool
+) -> None:
+    legs = ScriptedLegs([], [Reply(f"Yes {GOOD}", yes_over_no=lead)])
+    turn = await turn_of(session, legs, settings, mode="llm", fitted=fitted(check=0.5))
+    assert turn.refused is refused
+
+
+async def test_who_insists_is_answered_where_documents_are_silent_and_the_model_says_no(
+    session: Session, settings: Settings
+) -> None:
+    question = "Which zebras won the football cup in Uruguay in 1930?"
+    silent = await turn_of(session, ScriptedLegs(), settings, question=question)
+    assert silent.refused
+    legs = ScriptedLegs([], ["None did."])
+    turn = await turn_of(session, legs, settings, question=question, mode="llm", insist=True)
+    assert turn.answer.startswith("None did.")
+    assert CHECK not in legs.llm.backend_.asked[0][-1]["content"]
+
+
+async def test_refining_shows_the_larger_model_the_draft(session: Session, settings: Settings) -> None:
+    draft = "Zebras drink at the river in 1974."
+    legs = ScriptedLegs([draft], [GOOD])
+    turn = await turn_of(session, legs, settings.model_copy(update={"strategy": "refine"}))
+    assert turn.escalated
+    assert draft in legs.llm.backend_.asked[0][-1]["content"]
+
+
+async def test_silent_passages_are_searched_once_more_with_the_words_of_the_turn_before(
+    session: Session, settings: Settings
+) -> None:
+    legs = ScriptedLegs([], [f"Yes. {GOOD}", "Yes. Every morning they come."])
+    await turn_of(session, legs, settings, mode="llm")
+    turn = await turn_of(session, legs, settings, mode="llm", question="Which hydration routine, morning?")
+    assert "zebras" in turn.query
+    assert turn.hits[0].passage.source == "animals.md"
+
+
+async def test_an_uncalibrated_pair_is_told(session: Session, settings: Settings) -> None:
+    turn = await turn_of(session, ScriptedLegs([GOOD], []), settings)
+    assert turn.verdict is not None
+    assert "not calibrated for these models" in turn.verdict.reason

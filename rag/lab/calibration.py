@@ -27,9 +27,9 @@ Features = Mapping[str, float]
 
 # Ten signals and no more, chosen by grouped cross-validation on both embedded small models.
 WITHOUT_LOGPROBS = (
-    "unaligned", "unsupported", "reworded", "broken", "better_aligned", "rival_hit", "weak_hit", "uncovered", "wordy",
+    "unaligned", "unsupported", "reworded", "broken", "better_aligned", "rival_hit", "weak_hit", "wrong_kind", "wordy",
 )  # fmt: skip
-WITH_LOGPROBS = (*WITHOUT_LOGPROBS[:-1], "unsure_first", "rivalled")
+WITH_LOGPROBS = (*WITHOUT_LOGPROBS[:-1], "rivalled", "unsure_first")
 BEFORE = ("uncovered", "missing", "weak_hit", "rival_hit")
 EARLY = WITH_LOGPROBS
 MOMENTS = (0, 1, 8, 16, 32)
@@ -202,14 +202,16 @@ def _fitted(
     features: Sequence[Features], names: Sequence[str], rows: Sequence[Row], label: NDArray[np.float64] | None = None
 ) -> tuple[Scorer, NDArray[np.float64]]:
     """A scorer, and for each row what fits say that have not seen its document. The label is: right."""
-    x = matrix(features, names)
-    wanted = np.array([float(row.slm.right) for row in rows]) if label is None else label
-    groups = [row.case.group for row in rows]
-    found = logistic.calibrated(x, wanted, groups)
+    of = None
+    if label is None:
+        # What makes an answer right is learnt where there is one: no signal tells an answer that is missing from the
+        # documents (AUROC at most .6), so those questions would only blur the weights. How probable a right answer is,
+        # they do tell: the scaling is by all.
+        of = np.array([row.case.answerable for row in rows])
+        label = np.array([float(row.slm.right) for row in rows])
+    found, scores = logistic.calibrated(matrix(features, names), label, [row.case.group for row in rows], of=of)
     weights = {name: round(float(weight), 5) for name, weight in zip(names, found.weights, strict=True)}
-    logits = logistic.grouped(x, wanted, groups)
-    slope, offset = logistic.platt(logits, wanted)
-    return Scorer(weights, round(found.bias, 5)), logistic.sigmoid(slope * logits + offset)
+    return Scorer(weights, round(found.bias, 5)), scores
 
 
 def crc(scores: NDArray[np.float64], wrong: NDArray[np.float64], alpha: float) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 
-L2 = 3.0
+L2 = 10.0
 """Strength of the penalty on standardised weights (1 / C in scikit-learn's terms); chosen by grouped cross-validation."""
 
 
@@ -54,23 +54,31 @@ def platt(logits: Matrix, right: Matrix) -> tuple[float, float]:
     return max(0.0, float(weights[0])), bias
 
 
-def grouped(x: Matrix, right: Matrix, groups: Sequence[str], *, l2: float = L2) -> Matrix:
-    """A logit for each row from a fit that has seen no row of its group (leave-one-group-out)."""
+def grouped(
+    x: Matrix, right: Matrix, groups: Sequence[str], *, of: NDArray[np.bool_] | None = None, l2: float = L2
+) -> Matrix:
+    """A logit for each row from a fit that has seen no row of its group (leave-one-group-out), and only rows in `of`."""
+    of = np.ones(len(right), bool) if of is None else of
     found = np.zeros(len(right))
     names = np.array(groups)
     for name in sorted(set(groups)):
         own = names == name
-        found[own] = fit(x[~own], right[~own], l2=l2).logits(x[own])
+        found[own] = fit(x[of & ~own], right[of & ~own], l2=l2).logits(x[own])
     return found
 
 
-def calibrated(x: Matrix, right: Matrix, groups: Sequence[str], *, l2: float = L2) -> Fit:
-    """The fit to all rows, Platt-scaled by what fits say of groups that they have not seen."""
-    whole = fit(x, right, l2=l2)
+def calibrated(
+    x: Matrix, right: Matrix, groups: Sequence[str], *, of: NDArray[np.bool_] | None = None, l2: float = L2
+) -> tuple[Fit, Matrix]:
+    """A fit to the rows in `of`, Platt-scaled on all of them by what fits say of groups that they have not seen; and for
+    each row what that says, as a probability."""
+    of = np.ones(len(right), bool) if of is None else of
+    whole = fit(x[of], right[of], l2=l2)
     if len(set(groups)) < 2 or right.min() == right.max():
-        return whole
-    slope, offset = platt(grouped(x, right, groups, l2=l2), right)
-    return Fit(whole.weights * slope, whole.bias * slope + offset)
+        return whole, whole.probabilities(x)
+    logits = grouped(x, right, groups, of=of, l2=l2)
+    slope, offset = platt(logits, right)
+    return Fit(whole.weights * slope, whole.bias * slope + offset), sigmoid(slope * logits + offset)
 
 
 def sigmoid(x: Matrix) -> Matrix:

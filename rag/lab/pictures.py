@@ -28,6 +28,7 @@ def page(trial: "Trial", folder: Path) -> str:
                 ("risk-coverage", "Share wrong among the drafts that are kept, by the share kept"),
                 ("reliability", "Share right, by the confidence that was told"),
                 ("quality-calls", "Right answers, by the share of questions that the larger model answers"),
+                ("refusals", "Unanswerable questions refused, by answerable ones still answered"),
                 ("quality-compute", "Right answers, by compute seconds"),
             )
         )
@@ -118,6 +119,24 @@ def draw(trial: "Trial", folder: Path) -> None:
         axes.plot(1, other.mean(), "o", color=LARGE, label=trial.fitted.llm)
 
     saved("quality-calls", "share of the questions that the larger model answers", "share right, answerable", by_calls)
+
+    def refusing(axes: Any) -> None:
+        asked = [(row.case.answerable, row.llm.lead) for row in trial.rows if row.llm and row.llm.lead is not None]
+        if not asked:
+            return
+        answerable, leads = (np.array(column, float) for column in zip(*asked, strict=True))
+        lines = np.sort(np.append(leads, [leads.min() - 1, leads.max() + 1]))
+        answered = [float((leads[answerable == 1] >= line).mean()) for line in lines]
+        refused = [float((leads[answerable == 0] < line).mean()) for line in lines]
+        axes.plot(answered, refused, color=LARGE, label=f"{trial.fitted.llm}, its own Yes or No")
+        told = quality.figures(trial.auto)
+        if "refused_unanswerable" in told:
+            axes.plot(
+                told["answered_answerable"], told["refused_unanswerable"], "D", color=AUTO, label="Auto, as a whole"
+            )
+        axes.plot(0.9, 0.6, "x", color=QUIET, label="goal")
+
+    saved("refusals", "answerable questions still answered", "unanswerable questions refused", refusing)
 
     def by_compute(axes: Any) -> None:
         for outcomes, label, colour, mark in (

@@ -264,6 +264,9 @@ def _measured(
     for name, outcomes in (("auto", auto), ("slm", small), ("llm", large)):
         metrics |= {f"{name}_{key}": value for key, value in quality.figures(outcomes).items()}
         intervals |= {f"{name}_{key}": value for key, value in quality.intervals(outcomes).items()}
+    leads = [(row.case.answerable, row.llm.lead) for row in rows if row.llm is not None and row.llm.lead is not None]
+    if leads:
+        metrics["auroc_check"] = curves.auroc([lead for _, lead in leads], [answerable for answerable, _ in leads])
     by_id = {row.case.id: row for row in rows}
     given_up = [o for o in auto if any(c.leg == "slm" and c.stopped for c in o.calls)]
     given_up += [o for o in auto if o.escalated and not any(c.leg == "slm" for c in o.calls)]

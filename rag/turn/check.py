@@ -64,14 +64,18 @@ class Check:
 
 
 def _lead(token: Token) -> float | None:
-    if token.text.strip().lower() not in ("yes", "no"):
+    if _bare(token.text) not in ("yes", "no"):
         return None
     best: dict[str, float] = {}
     for text, logprob in zip(token.top_texts, token.top, strict=False):
-        word = text.strip().lower()
+        word = _bare(text)
         best[word] = max(best.get(word, logprob), logprob)
     if not token.top or not best.keys() & {"yes", "no"}:
         return None
     # A word that is not among the most probable ones is less probable than the last of them.
     least = min(token.top)
     return best.get("yes", least) - best.get("no", least)
+
+
+def _bare(text: str) -> str:
+    return text.strip(" .,:;!*_\"'").lower()

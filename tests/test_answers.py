@@ -25,7 +25,12 @@ SQUAD = {
                     "qas": [
                         {"id": "drink", "question": "Where do zebras drink?", "answers": [{"text": "the Mara river"}]},
                         {"id": "count", "question": "Who counted the zebras?", "answers": [{"text": "Anna Berg"}]},
-                        {"id": "sleep", "question": "Why do zebras drink at the Nile river?", "answers": [], "is_impossible": True},
+                        {
+                            "id": "sleep",
+                            "question": "Why do zebras drink at the Nile river?",
+                            "answers": [],
+                            "is_impossible": True,
+                        },
                     ],
                 }
             ],
@@ -35,12 +40,14 @@ SQUAD = {
             "paragraphs": [
                 {
                     "context": "Lions sleep under acacia trees.",
-                    "qas": [{"id": "lions", "question": "Where do lions sleep?", "answers": [{"text": "acacia trees"}]}],
+                    "qas": [
+                        {"id": "lions", "question": "Where do lions sleep?", "answers": [{"text": "acacia trees"}]}
+                    ],
                 }
             ],
         },
     ]
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -199,8 +206,10 @@ async def test_in_auto_the_calls_of_both_models_are_counted(
     squad: Dataset, settings: Settings, recordings: Recordings
 ) -> None:
     good = "Zebras drink at the Mara river."
-    legs = scripted([good, "Peter Smith counted 99 zebras.", "They flee from 77 crocodiles.", "Lions sleep under acacia trees."],
-                    ["Yes. Anna Berg counted them [1].", "No."])  # fmt: skip
+    legs = scripted(
+        [good, "Peter Smith counted 99 zebras.", "They flee from 77 crocodiles.", "Lions sleep under acacia trees."],
+        ["Yes. Anna Berg counted them [1].", "No."],
+    )
     found = await outcomes_of(squad, "auto", legs, settings, recordings)
     assert [outcome.right for outcome in found.values()] == [True, True, True, True]
     assert {id for id, outcome in found.items() if outcome.escalated} == {"count", "sleep"}

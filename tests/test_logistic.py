@@ -65,7 +65,7 @@ def test_a_column_that_never_differs_has_no_weight() -> None:
 
 
 @pytest.mark.parametrize(("label", "least", "most"), [(1.0, 0.9, 1.0), (0.0, 0.0, 0.1)])
-@pytest.mark.parametrize("how", [logistic.fit, lambda x, right: logistic.calibrated(x, right, ["a", "b"] * 10)])
+@pytest.mark.parametrize("how", [logistic.fit, lambda x, right: logistic.calibrated(x, right, ["a", "b"] * 10)[0]])
 def test_with_one_kind_of_label_its_smoothed_share_is_told(
     how: Callable[[Matrix, Matrix], Fit], label: float, least: float, most: float
 ) -> None:
@@ -119,13 +119,40 @@ def test_a_calibrated_fit_ranks_as_the_fit_does_and_is_no_surer_than_unseen_grou
     x = rng.normal(size=(60, 20))
     right = (rng.random(60) < sigmoid(x[:, 0])).astype(float)
     groups = [str(number % 6) for number in range(60)]
-    whole, mended = logistic.fit(x, right, l2=0.1), logistic.calibrated(x, right, groups, l2=0.1)
+    whole, mended = logistic.fit(x, right, l2=0.1), logistic.calibrated(x, right, groups, l2=0.1)[0]
     assert np.linalg.norm(mended.weights) < np.linalg.norm(whole.weights) / 2
     fresh, labels = drawn(5000, np.array([1.0] + [0.0] * 19), bias=0.0, seed=6)
     loss = [float(-np.log(np.abs(labels - 1 + one.probabilities(fresh)) + 1e-12).mean()) for one in (whole, mended)]
     assert loss[1] < loss[0]
 
 
+def test_rows_are_told_what_a_fit_says_that_has_not_seen_their_group() -> None:
+    x, right = drawn(300)
+    groups = ["a", "b", "c"] * 100
+    own = np.array(groups) == "b"
+    found, said = logistic.calibrated(x, right, groups)
+    logits = logistic.grouped(x, right, groups)
+    slope, offset = logistic.platt(logits, right)
+    assert said == pytest.approx(sigmoid(slope * logits + offset))
+    assert said[own] != pytest.approx(found.probabilities(x)[own])
+
+
+def test_weights_are_learnt_from_the_rows_that_were_chosen_and_scaled_by_all() -> None:
+    x, right = drawn(4000)
+    chosen = np.arange(4000) % 2 == 0
+    blurred = np.where(chosen, right, 0.0)  # in the others, nothing tells and nothing is right
+    groups = [str(number // 2 % 5) for number in range(4000)]
+    found, said = logistic.calibrated(x, blurred, groups, of=chosen)
+    alone = logistic.fit(x[chosen], right[chosen])
+    assert found.weights / found.weights[0] == pytest.approx(alone.weights / alone.weights[0])
+    assert said.mean() == pytest.approx(blurred.mean(), abs=0.01)
+    assert logistic.grouped(x, blurred, groups, of=chosen) == pytest.approx(
+        logistic.grouped(x, right, groups, of=chosen)
+    ), "labels of the others are not looked at"
+
+
 def test_with_one_group_there_is_nothing_to_scale_by() -> None:
     x, right = drawn(100)
-    assert logistic.calibrated(x, right, ["a"] * 100).weights == pytest.approx(logistic.fit(x, right).weights)
+    found, said = logistic.calibrated(x, right, ["a"] * 100)
+    assert found.weights == pytest.approx(logistic.fit(x, right).weights)
+    assert said == pytest.approx(found.probabilities(x))

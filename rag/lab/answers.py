@@ -27,6 +27,7 @@ from rag.turn.calibration import Calibration
 from rag.turn.session import Session
 
 SEED = 4
+_UNSPACED = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _MARKER = re.compile(r"\[\d+\]")
 
 
@@ -159,8 +160,14 @@ def failed_too_often(outcomes: Sequence[Outcome]) -> ModelError | None:
 
 def holds_gold(text: str, golds: Sequence[str]) -> bool:
     """Does a gold answer stand in the text, both normalised as SQuAD does?"""
-    plain = normalised(text)
-    return any(gold and gold in plain for gold in map(normalised, golds))
+    plain = _spaced(normalised(text))
+    return any(gold.strip() and gold in plain for gold in map(_spaced, map(normalised, golds)))
+
+
+def _spaced(text: str) -> str:
+    """A space before and after each word, and around each character of a script that writes none: 5 is not in 1952."""
+    apart = _UNSPACED.sub(r" \g<0> ", text)
+    return f" {' '.join(apart.split())} "
 
 
 def normalised(text: str) -> str:

@@ -38,6 +38,7 @@ FALSE_EARLY = 0.03
 """Of the drafts that are given up, the most that the whole rule would have kept."""
 REFUSED = 0.09
 """Of the answerable questions, the most that the larger model's own Yes or No may refuse."""
+DEFAULT_QUALITY = 0.95
 FEWEST = 40
 """Questions of each kind of answer, right and wrong, below which nothing is fitted."""
 
@@ -93,7 +94,8 @@ class Goal:
             return f"at most {self.risk:.0%} of the questions are answered wrong by the small model"
         if self.call_cost is not None:
             return f"a call to the larger model costs {self.call_cost:g} right answers"
-        return f"{self.quality or 0.95:.0%} of the larger model's right answers, with as few calls as that takes"
+        quality = DEFAULT_QUALITY if self.quality is None else self.quality
+        return f"{quality:.0%} of the larger model's right answers, with as few calls as that takes"
 
 
 def written(outcome: Outcome, idf: confidence.Idf, *, min_words: int) -> Written:
@@ -220,7 +222,9 @@ def crc(scores: NDArray[np.float64], wrong: NDArray[np.float64], alpha: float) -
     n = len(scores)
     order = np.argsort(-scores, kind="stable")
     risk = (np.cumsum(wrong[order]) + 1) / (n + 1)
-    held = np.flatnonzero(risk <= alpha)
+    # A line lies between two scores: equal ones are kept together.
+    ends = np.append(np.diff(scores[order]) != 0, True)
+    held = np.flatnonzero((risk <= alpha) & ends)
     if not len(held):
         return math.nextafter(1.0, 2.0)
     return float(scores[order[held[-1]]])
@@ -259,7 +263,8 @@ def _line(goal: Goal, scores: NDArray[np.float64], rows: Sequence[Row]) -> float
     if goal.call_cost is not None:
         best = int(np.argmax(quality - goal.call_cost * calls_made))
     else:
-        best = int(np.argmax(quality >= (goal.quality or 0.95) * quality[-1] - 1e-12))
+        wanted = DEFAULT_QUALITY if goal.quality is None else goal.quality
+        best = int(np.argmax(quality >= wanted * quality[-1] - 1e-12))
     paired = np.sort(scores[both])
     # So many calls go to the larger model: the line lies at the lowest score that does not.
     return float(max(0.0, paired[best])) if best < len(paired) else none
@@ -289,7 +294,7 @@ def _least(scores: NDArray[np.float64], label: NDArray[np.float64]) -> float | N
     """The highest line with at most FALSE_EARLY of what lies below it accepted at its end; None when there is none."""
     order = np.argsort(scores, kind="stable")
     false = np.cumsum(label[order]) / np.arange(1, len(order) + 1)
-    held = np.flatnonzero(false <= FALSE_EARLY)
+    held = np.flatnonzero((false <= FALSE_EARLY) & np.append(np.diff(scores[order]) != 0, True))
     # A handful at the bottom of the ranking proves nothing.
     if not len(held) or held[-1] + 1 < 1 / FALSE_EARLY or held[-1] + 1 == len(order):
         return None

@@ -36,6 +36,9 @@ def calibration_error(probabilities: ArrayLike, right: ArrayLike, bins: int = BI
 def reliability(probabilities: ArrayLike, right: ArrayLike, bins: int = BINS) -> list[tuple[float, float, int]]:
     """For each bin, lowest first: mean probability, share that was right, count."""
     said, so = np.asarray(probabilities, float), np.asarray(right, float)
+    # Equal probabilities are one statement, wherever the edge of a bin falls among them.
+    _, place, counts = np.unique(said, return_inverse=True, return_counts=True)
+    so = (np.bincount(place, weights=so) / counts)[place]
     order = np.argsort(said, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     return [(float(said[part].mean()), float(so[part].mean()), len(part)) for part in parts]

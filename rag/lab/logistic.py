@@ -50,8 +50,11 @@ def fit(x: Matrix, right: Matrix, *, l2: float = L2) -> Fit:
 def platt(logits: Matrix, right: Matrix) -> tuple[float, float]:
     """Slope and offset that make sigmoid(slope * logit + offset) match the labels (Platt 1999, labels not smoothed)."""
     weights, bias = _newton(logits[:, None], right, 1e-3)
-    # A slope that turns the order round comes from too few labels.
-    return max(0.0, float(weights[0])), bias
+    if weights[0] > 0:
+        return float(weights[0]), bias
+    # A slope that turns the order round comes from too few labels: then nothing is known but how many are right.
+    share = (float(right.sum()) + 1) / (len(right) + 2)
+    return 0.0, float(np.log(share / (1 - share)))
 
 
 def grouped(

@@ -83,7 +83,7 @@ def load(path: Path) -> Calibration:
             held[name] = _line(held[name])
         held["early"] = {int(after): _line(line) for after, line in held["early"].items()}
         return Calibration(**held)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no calibration ({error}). Delete it, or run smallfirst calibrate again.") from None
 
 

@@ -394,6 +394,7 @@ class _Work:
             if watch is not None and watch.given_up("", ()):
                 return
             check = self.check = Check() if built.checks else None
+            least = self.calibration.check if self.calibration is not None else None
             yield Phase("ask", f"The {SPOKEN[leg.name]} is reading")
             written = ""
             tokens: list[Written] = []
@@ -405,12 +406,15 @@ class _Work:
                         continue
                     self.where = server.where
                     if isinstance(piece, Draft):
+                        if check is not None:
+                            check.end()
+                            self.denied = check.denies(least)
                         self.drafts.append(check.strip(piece) if check else piece)
                         break
                     written += piece.text
                     tokens.extend(piece.tokens)
                     text = check.read(piece) if check else piece.text
-                    if check is not None and check.denies(self.calibration.check if self.calibration else None):
+                    if check is not None and check.denies(least):
                         self.denied = True
                     elif text:
                         self.trace.first_token()

@@ -8,8 +8,14 @@ import re
 
 from rag.models.backend import Delta, Draft, Token
 
-_LEAD = re.compile(r"[\s*_\"'“]*(yes|no)\b[\s.,:;!?*_\"'”–—-]*", re.IGNORECASE)
-_UNDECIDED = re.compile(r"[\s*_\"'“]*(?:y|ye|yes|n|no)?[\s.,:;!?*_\"'”–—-]*", re.IGNORECASE)
+# The word, in marks or not, with what belongs to it: a mark, and on its line a dash.
+_LEAD = re.compile(
+    r"\s*(?P<mark>\*\*|__|[*_\"'“]?)(?P<word>yes|no)(?![^\W_])"
+    r"[.,:;!?]*(?:(?P=mark)|[”\"])?[.,:;!?]*(?:[ \t]*[–—-](?=[ \t]))?\s*",
+    re.IGNORECASE,
+)
+# What may still become the word, and the word as long as nothing follows.
+_BEGUN = re.compile(r"\s*(?:\*\*?|__?|[\"'“])?(?:y|ye|yes|n|no)?", re.IGNORECASE)
 
 
 class Check:
@@ -20,7 +26,6 @@ class Check:
         self.lead: float | None = None
         """Logprob of Yes minus that of No; None where the server reports no rivals."""
         self._held = ""
-        self._tokens = 0
         self._before = 0
         self._decided = False
 
@@ -32,19 +37,24 @@ class Check:
         for token in delta.tokens:
             if self.lead is None:
                 self.lead = _lead(token)
-        if _UNDECIDED.fullmatch(self._held):
-            self._tokens += len(delta.tokens)
-            if (found := _LEAD.match(self._held)) is not None and len(self._held.strip()) > 1:
-                self.said = found.group(1).lower() == "yes"
+        if _BEGUN.fullmatch(self._held):
+            self._before += len(delta.tokens)
             return ""
-        self._decided = True
         found = _LEAD.match(self._held)
         if found is None:
-            self.said = None
+            self._decided = True
             return self._held
-        self.said = found.group(1).lower() == "yes"
-        self._before = self._tokens
+        self.said = found["word"].lower() == "yes"
+        if not self._held[found.end() :].strip("*_\"”'–—-"):
+            self._before += len(delta.tokens)
+            return ""  # whose marks they are is told by what follows
+        self._decided = True
         return self._held[found.end() :]
+
+    def end(self) -> None:
+        """Nothing follows: a word that stands alone is said."""
+        if not self._decided and self.said is None and (found := _LEAD.match(self._held)) is not None:
+            self.said = found["word"].lower() == "yes"
 
     def denies(self, at_least: float | None) -> bool:
         """Does the model hold that the passages don't answer the question?"""

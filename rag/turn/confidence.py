@@ -76,6 +76,8 @@ _REFUSAL = re.compile(
     r"|nie wiem|jag vet inte|tidak tahu",
     re.IGNORECASE,
 )
+UNSPACED = "\u2e80"
+"""From here on, scripts mostly write no spaces."""
 _NUMBER_WORDS = (
     "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million|half|none|no"
     "|ein|eine|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|hundert|tausend|un|une|deux|trois|quatre|cinq|dix|cent|mille"
@@ -403,7 +405,7 @@ def is_refusal(text: str) -> bool:
 def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bool) -> Signals:
     """All signals of one draft, or of its beginning."""
     text = _MARKER.sub("", text).strip()
-    own_words = [word.casefold() for word, _, _ in words(text)]
+    own_words = _words(text)
     found = set(terms(text, grounds.language))
     # Words repeated from the question tell nothing, unless there are no others.
     own = (found - grounds.asked) or found
@@ -506,13 +508,21 @@ def _longest_run(own: Sequence[str], plain: str) -> int:
     return longest
 
 
+def _words(text: str) -> list[str]:
+    """Words in lower case; of a script that writes no spaces, its characters."""
+    found: list[str] = []
+    for word, _, _ in words(text.casefold()):
+        found.extend(word if word[0] >= UNSPACED else [word])
+    return found
+
+
 def _plain(text: str) -> str:
-    return f" {' '.join(word for word, _, _ in words(text.casefold()))} "
+    return f" {' '.join(_words(text))} "
 
 
 def _count_words(text: str) -> int:
     # Two characters of a script without spaces count as one word.
-    return sum(1 if ord(word[0]) < 0x2E80 else (len(word) + 1) // 2 for word, _, _ in words(text))
+    return sum(1 if word[0] < UNSPACED else (len(word) + 1) // 2 for word, _, _ in words(text))
 
 
 def _absent_fact(text: str, question: str, hits: Sequence[Hit], language: str) -> str | None:

@@ -67,7 +67,7 @@ def test_the_figures_by_hand() -> None:
         "compute_s": 18 / 8,
         "right_per_compute_s": 4 / 18,
         "right_answerable_per_compute_s": 3 / 13,
-        "escalated_early": 3 / 4,
+        "escalated_early": 1.0,
         "kept": 2 / 8,
         "kept_right": 1 / 2,
         "kept_right_answerable": 1 / 2,
@@ -77,8 +77,8 @@ def test_the_figures_by_hand() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("stopped", "tokens", "early"), [(True, 16, 1), (True, 17, 0), (False, 8, 0)])
-def test_a_draft_is_given_up_early_within_its_first_tokens(stopped: bool, tokens: int, early: float) -> None:
+@pytest.mark.parametrize(("stopped", "tokens", "early"), [(True, 16, 1), (True, 17, 0), (False, 16, 1), (False, 17, 0)])
+def test_an_escalation_is_early_that_is_decided_by_the_sixteenth_token(stopped: bool, tokens: int, early: float) -> None:
     one = outcome("1", "gold", BOTH, accepted=False, stopped=stopped, tokens=tokens)
     assert quality.figures([one])["escalated_early"] == early
 

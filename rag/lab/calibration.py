@@ -27,16 +27,16 @@ Features = Mapping[str, float]
 
 # Ten signals and no more, chosen by grouped cross-validation on both embedded small models.
 WITHOUT_LOGPROBS = (
-    "unaligned", "unsupported", "reworded", "broken", "better_aligned", "rival_hit", "weak_hit", "wrong_kind", "wordy",
+    "unaligned", "better_aligned", "apart", "unsupported", "wordy", "broken", "wrong_kind", "rival_hit", "weak_hit",
 )  # fmt: skip
-WITH_LOGPROBS = (*WITHOUT_LOGPROBS[:-1], "rivalled", "unsure_first")
+WITH_LOGPROBS = (*WITHOUT_LOGPROBS, "rivalled")
 BEFORE = ("uncovered", "missing", "weak_hit", "rival_hit")
 EARLY = WITH_LOGPROBS
 MOMENTS = (0, 1, 8, 16, 32)
 """Tokens after which a draft may be given up."""
 FALSE_EARLY = 0.03
 """Of the drafts that are given up, the most that the whole rule would have kept."""
-REFUSED = 0.09
+REFUSED = 0.13
 """Of the answerable questions, the most that the larger model's own Yes or No may refuse."""
 DEFAULT_QUALITY = 0.95
 FEWEST = 40

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 
-L2 = 10.0
+L2 = 30.0
 """Strength of the penalty on standardised weights (1 / C in scikit-learn's terms); chosen by grouped cross-validation."""
 
 

@@ -20,6 +20,7 @@ from rag.settings import Mode
 from rag.trace import Trace
 
 EARLY_TOKENS = 16
+"""An escalation is early when its draft had no more tokens when it was decided: given up, or ended by then."""
 MIXED: tuple[str, ...] = (
     "right",
     "right_answerable",
@@ -179,7 +180,7 @@ def _judged(outcomes: Sequence[Outcome]) -> dict[str, float]:
     given_up = [next(c for c in o.calls if c.leg == "slm") for o, _ in judged if o.escalated]
     skipped = sum(o.turn is not None and o.escalated and not any(c.leg == "slm" for c in o.calls) for o in outcomes)
     if given_up or skipped:
-        early = skipped + sum(call.stopped and call.output_tokens <= EARLY_TOKENS for call in given_up)
+        early = skipped + sum(call.output_tokens <= EARLY_TOKENS for call in given_up)
         found["escalated_early"] = early / (len(given_up) + skipped)
     kept = [o for o, turn in judged if turn.verdict is not None and turn.verdict.accepted and not o.refused]
     if kept:

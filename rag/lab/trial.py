@@ -274,6 +274,8 @@ def _measured(
         kept = [o for o in given_up if _would_be_kept(o, by_id)]
         metrics["given_up"] = len(given_up) / len(auto)
         metrics["given_up_falsely"] = len(kept) / len(given_up)
+        early = metrics["auto_escalated_early"] * sum(outcome.escalated for outcome in auto)
+        metrics["auto_escalated_early_falsely"] = len(kept) / early if early else 0.0
     points = [quality.figures(small), quality.figures(large)]
     mix = quality.random_mix(small, large, metrics["auto_llm_calls"])
     metrics |= {f"random_{name}": value for name, value in mix.items()}

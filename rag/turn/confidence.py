@@ -51,6 +51,7 @@ IN_WORDS = {
     "rival_hit": "several passages fit about equally",
     "unsupported": "words of the answer are not in the passages",
     "unaligned": "the sentence that holds the answer is not about the question",
+    "apart": "the answer stands far from the question's words",
     "better_aligned": "another sentence is closer to the question than the one that holds the answer",
     "elsewhere": "other passages say the same of other things",
     "wordy": "the answer says much that was not asked",
@@ -78,6 +79,8 @@ _REFUSAL = re.compile(
 )
 UNSPACED = "\u2e80"
 """From here on, scripts mostly write no spaces."""
+FAR = 10
+"""Words between an answer and the question's words in one sentence, from which on more tells no more."""
 _NUMBER_WORDS = (
     "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|hundred|thousand|million|half|none|no"
     "|ein|eine|zwei|drei|vier|fünf|sechs|sieben|acht|neun|zehn|hundert|tausend|un|une|deux|trois|quatre|cinq|dix|cent|mille"
@@ -94,7 +97,12 @@ _KINDS = (
         re.compile(rf"\d|\b(?:{_NUMBER_WORDS})\b|[一二三四五六七八九十百千萬万]", re.IGNORECASE),
     ),
     (
-        re.compile(r"^\W*(?:when|wann|quand|cu[áa]ndo|когда)\b|什麼時候|什么时候", re.IGNORECASE),
+        re.compile(
+            # "When cells divide, what do they become?" does not ask for a time.
+            r"^\W*(?:when (?:did|do|does|was|were|is|are|has|have|had|will|would|can|could)|wann|quand|cu[áa]ndo|когда)\b"
+            r"|什麼時候|什么时候",
+            re.IGNORECASE,
+        ),
         re.compile(
             rf"\d|\b(?:{_NUMBER_WORDS})\b|\b(?:january|february|march|april|may|june|july|august|september|october|november"
             r"|december|spring|summer|autumn|fall|winter|century|day|week|month|year|morning|night|after|before|during"
@@ -134,7 +142,11 @@ class Signals:
     support: float
     """Idf-weighted share of the answer's terms, numbers and names twice, that the passages hold."""
     alignment: float
-    """Idf-weighted share of the question's terms in the sentence that supports the answer best."""
+    """Idf-weighted share of the question's terms in the sentence that supports the answer best; 0 for an answer that has no
+    word of its own."""
+    apart: float
+    """In that sentence, words from a word of the answer's own to the nearest one of the question, on average, as a share
+    of `FAR`; 1 where there are none."""
     best_alignment: float
     """The same of the sentence that holds most of the question, wherever the answer stands."""
     elsewhere: float
@@ -285,7 +297,8 @@ def features(signals: Signals) -> dict[str, float]:
         "rival_hit": 1 - signals.hit_margin,
         "unsupported": 1 - signals.support,
         "unaligned": 1 - signals.alignment,
-        "better_aligned": 1 - signals.alignment / signals.best_alignment if signals.best_alignment else 0.0,
+        "better_aligned": 1 - signals.alignment / signals.best_alignment if signals.best_alignment else 1.0,
+        "apart": signals.apart,
         "elsewhere": signals.elsewhere,
         "wordy": min(1.0, signals.own_terms / 15),
         "echo": signals.echo,
@@ -414,6 +427,7 @@ def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bo
     facts = [token.logprob for token in content if _is_fact(token.text)]
     leads = [token.top[0] - token.top[1] for token in content if len(token.top) > 1]
     sentence, alignment = _support_sentence(own, grounds)
+    new = found - grounds.asked
     telling = _first_telling(content, grounds.asked, grounds.language)
     mass = grounds.tell(own)
     said = grounds.tell(found)
@@ -431,10 +445,11 @@ def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bo
         hit_strength=grounds.hit_strength,
         hit_margin=grounds.hit_margin,
         support=_support(own, grounds),
-        alignment=alignment,
+        alignment=alignment if new else 0.0,
+        apart=_apart(sentence, new, grounds) if sentence else 1.0,
         best_alignment=grounds.best_alignment,
         elsewhere=grounds.tell(own & grounds.unread) / mass if mass else 0.0,
-        own_terms=len(found - grounds.asked),
+        own_terms=len(new),
         own_logprob=telling.logprob if telling is not None else None,
         echo=grounds.tell(found & grounds.asked) / said if said else 0.0,
         copied=_longest_run(own_words, grounds.plain) / len(own_words) if own_words else 0.0,
@@ -498,6 +513,15 @@ def _support_sentence(own: set[str], grounds: Grounds) -> tuple[str | None, floa
         if (support := grounds.tell(own & held)) > 0 and (found := (support, grounds.align(held))) > best:
             best, sentence = found, text
     return sentence, best[1]
+
+
+def _apart(sentence: str, own: set[str], grounds: Grounds) -> float:
+    held = [set(terms(word, grounds.language)) for word, _, _ in words(sentence)]
+    asked = [place for place, found in enumerate(held) if found & grounds.asked]
+    answers = [place for place, found in enumerate(held) if found & own]
+    if not asked or not answers:
+        return 1.0
+    return min(1.0, statistics.fmean(min(abs(place - other) for other in asked) for place in answers) / FAR)
 
 
 def _longest_run(own: Sequence[str], plain: str) -> int:

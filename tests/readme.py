@@ -141,7 +141,8 @@ ANSWERS = {
     "share of the gap between the models recovered (APGR)": ("apgr", "{:.3f}"),
     "the most that a perfect judge recovers": ("apgr_oracle", "{:.3f}"),
     "escalations decided before the 17th token": ("auto_escalated_early", "{:.0%}"),
-    "of the drafts given up, those that would have stood": ("given_up_falsely", "{:.1%}"),
+    "of these, those whose whole draft would have stood": ("auto_escalated_early_falsely", "{:.1%}"),
+    "drafts given up before their end": ("given_up", "{:.1%}"),
     "judging, median": ("auto_judge_ms_p50", "{:.2f} ms"),
     "judging, 99%": ("auto_judge_ms_p99", "{:.2f} ms"),
     "right answers per compute second, Auto over the best single model": (

@@ -22,7 +22,13 @@ from .conftest import until
 @pytest.fixture
 def real(small_weights: Path) -> Settings:
     """SmolLM2 on both legs: the second stands in for the larger model."""
-    return Settings(_env_file=None, cache_dir=small_weights.parent, slm_model="smollm2-135m", llm_model="smollm2-135m", context_tokens=2048)  # type: ignore[call-arg]
+    return Settings(
+        _env_file=None,
+        cache_dir=small_weights.parent,
+        slm_model="smollm2-135m",
+        llm_model="smollm2-135m",
+        context_tokens=2048,
+    )  # type: ignore[call-arg]
 
 
 async def test_smollm2_answers_a_question_from_a_real_document(library: Library, real: Settings) -> None:

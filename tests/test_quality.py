@@ -78,7 +78,9 @@ def test_the_figures_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("stopped", "tokens", "early"), [(True, 16, 1), (True, 17, 0), (False, 16, 1), (False, 17, 0)])
-def test_an_escalation_is_early_that_is_decided_by_the_sixteenth_token(stopped: bool, tokens: int, early: float) -> None:
+def test_an_escalation_is_early_that_is_decided_by_the_sixteenth_token(
+    stopped: bool, tokens: int, early: float
+) -> None:
     one = outcome("1", "gold", BOTH, accepted=False, stopped=stopped, tokens=tokens)
     assert quality.figures([one])["escalated_early"] == early
 

@@ -62,7 +62,9 @@ class Outcome:
     @property
     def own_ms(self) -> float:
         """The product's share of the turn: all but the models, whose recorded times pass in no time."""
-        return self.turn.trace.total_ms if self.turn is not None else 0.0
+        if self.turn is None:
+            return 0.0
+        return self.turn.trace.total_ms - sum(call.waited_ms for call in self.calls)
 
     @property
     def ttft_ms(self) -> float:

@@ -210,4 +210,6 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def _shown(value: float) -> str:
+    if value >= 1 and value == int(value):
+        return f"{value:,.0f}"
     return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.0f}"

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Call:
     output_tokens: int
     stopped: bool
     """The turn hung up before the end."""
+    waited_ms: float = field(default=0.0, compare=False)
+    """What the turn really waited, because nothing was recorded yet."""
 
 
 class Recordings:
@@ -114,10 +116,12 @@ class _RecordedBackend:
     async def stream(self, messages: list[Message], *, max_tokens: int, trace: Trace) -> AsyncGenerator[Piece, None]:
         key = _key(self.model, self.where, messages, max_tokens)
         recorded = self._recordings.find(key)
+        began = time.perf_counter()
         if recorded is None:
             # Recorded whole, whatever this turn needs of it: the next policy may want the rest.
             recorded = await self._record(messages, max_tokens)
             self._recordings.keep(key, self.model, recorded)
+        waited_ms = (time.perf_counter() - began) * 1000
         tokens = [Token(text, logprob, tuple(top), tuple(texts)) for text, logprob, top, texts in recorded["tokens"]]
         usage = Usage(*recorded["usage"]) if recorded["usage"] else None
         ms, reached, finished = recorded["first_ms"], 0, False
@@ -141,6 +145,7 @@ class _RecordedBackend:
                     input_tokens=usage.input_tokens if usage else 0,
                     output_tokens=usage.output_tokens if usage and finished else reached,
                     stopped=not finished,
+                    waited_ms=waited_ms,
                 )
             )
         if recorded["silent"]:

@@ -19,7 +19,7 @@ CONVERSATIONS = [
     ("What is a cascade?", "The small model answers first.", "And what about a router?", "A router decides before"),
     ("What is a logprob?", "The logarithm of a probability.", "What if the server does not return them?", "Not every model server returns logprobs"),
     ("What is grounding?", "Support by the passages.", "What does it not catch?", "does not catch an answer that copies"),
-    ("What is the threshold?", "The lowest confidence at which a draft stands.", "And what is the default?", "default threshold of Small First is 0.65"),
+    ("What is the threshold?", "The lowest confidence at which a draft stands.", "And what is the default?", "default threshold of Small First was fitted"),
     ("What is GGUF?", "A file format.", "What does such a file hold? What is in it?", "A GGUF file holds the weights"),
     ("What is Q4_1?", "A 4-bit format.", "How many bits per weight does it use?", "exactly 5 bits per weight"),
     ("How large is the SmolLM2-135M file?", "98,362,432 bytes.", "And how many bits per weight is that?", "5.8 bits per weight"),

@@ -26,9 +26,17 @@ def serve(host: str, port: int, *, open_browser: bool) -> None:
 
     # Chainlit reads its folder when it is imported. Its own command would also patch asyncio (nest_asyncio), which
     # slows every task of the process; this starts the same server without.
+    import chainlit.config
     import uvicorn
-    from chainlit.auth import ensure_jwt_secret
     from chainlit.config import config, load_module
+
+    # Chainlit deletes the whole folder of uploads when it ends, another chat's from the same checkout too. A port is one
+    # chat's own, and what a crash left there is nobody's.
+    chainlit.config.FILES_DIRECTORY /= str(port)
+    shutil.rmtree(chainlit.config.FILES_DIRECTORY, ignore_errors=True)
+    chainlit.config.FILES_DIRECTORY.mkdir(parents=True)
+
+    from chainlit.auth import ensure_jwt_secret
     from chainlit.markdown import init_markdown
     from chainlit.server import app
 

@@ -10,7 +10,6 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from rag.models.weights import find
-from rag.settings import Settings
 
 from ..product import chat, free_port
 from .conftest import tab
@@ -26,7 +25,7 @@ def slow_hub() -> Iterator[str]:
             pass
 
         def do_GET(self) -> None:
-            size = find(Settings(_env_file=None).slm_model).size_bytes  # type: ignore[call-arg]
+            size = find("smollm2-135m").size_bytes
             self.send_response(200)
             self.send_header("Content-Length", str(size))
             self.end_headers()
@@ -47,6 +46,7 @@ def test_a_model_on_its_way_is_shown_and_a_question_waits_for_it(
 ) -> None:
     cache = tmp_path / "cache"
     environment = {"RAG_CACHE_DIR": str(cache), "RAG_WEIGHTS_SOURCE": "hub", "RAG_HUB_URL": slow_hub}
+    environment |= {"RAG_SLM_MODEL": "smollm2-135m"}
     with chat(free_port(), tmp_path / "chat.log", ready=False, **environment) as url, tab(browser, url) as page:
         status = page.page.get_by_test_id("model-status")
         expect(status).to_contain_text("Small model: fetching")

@@ -491,14 +491,25 @@ async def test_refining_shows_the_larger_model_the_draft(session: Session, setti
     assert draft in legs.llm.backend_.asked[0][-1]["content"]
 
 
-async def test_silent_passages_are_searched_once_more_with_the_words_of_the_turn_before(
+async def test_where_the_first_passages_hold_too_little_others_are_looked_through(
     session: Session, settings: Settings
 ) -> None:
-    legs = ScriptedLegs([], [f"Yes. {GOOD}", "Yes. Every morning they come."])
-    await turn_of(session, legs, settings, mode="llm")
-    turn = await turn_of(session, legs, settings, mode="llm", question="Which hydration routine, morning?")
-    assert "zebras" in turn.query
-    assert turn.hits[0].passage.source == "animals.md"
+    many = "\n\n".join(f"# Ring {n}\n\nOkapi okapi okapi okapi okapi, number {n}." for n in range(8))
+    rare = "# Rare\n\nTapirs swim.\n\n# Late\n\nQuolls climb.\n"
+    session.attachments.add(f"{many}\n\n{rare}".encode(), "rings.md")
+    legs = ScriptedLegs([], ["Yes. Tapirs swim [1]."])
+    question = "Okapi: zorilla, binturong, kinkajou, tapirs, quolls?"
+    turn = await turn_of(session, legs, settings.model_copy(update={"top_k": 3}), mode="llm", question=question)
+    read = " ".join(hit.passage.text for hit in turn.prompts["llm"].evidence)
+    assert "Tapirs" in read
+    assert "Quolls" in read
+
+
+async def test_the_turn_before_does_not_make_a_silent_question_answerable(session: Session, settings: Settings) -> None:
+    await turn_of(session, ScriptedLegs([], [f"Yes. {GOOD}"]), settings, mode="llm")
+    turn = await turn_of(session, ScriptedLegs(), settings, question="Which regatta crowned the Uruguayan rowers?")
+    assert turn.refused
+    assert turn.model is None
 
 
 async def test_an_uncalibrated_pair_is_told(session: Session, settings: Settings) -> None:

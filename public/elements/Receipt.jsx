@@ -171,8 +171,17 @@ function Waterfall({ turn }) {
   )
 }
 
-function Judgement({ verdict, escalated }) {
+function Judgement({ verdict, escalated, asked }) {
   const { score, threshold, accepted, reason } = verdict
+  if (!asked) {
+    return (
+      <Section title="Why was no model asked?">
+        <p style={{ margin: 0 }}>
+          The documents seem silent: {reason}, at least {Math.round(100 * threshold)}% is asked for.
+        </p>
+      </Section>
+    )
+  }
   const signals = Object.entries(verdict.signals || {})
   const cell = { padding: '0.1rem 0.9rem 0.1rem 0', textAlign: 'left', fontWeight: 400, verticalAlign: 'top' }
   const outcome = accepted
@@ -388,7 +397,7 @@ export default function Receipt() {
         {open && (
           <>
             <Waterfall turn={turn} />
-            {turn.verdict ? <Judgement verdict={turn.verdict} escalated={Boolean(turn.escalated)} /> : null}
+            {turn.verdict ? <Judgement verdict={turn.verdict} escalated={Boolean(turn.escalated)} asked={list(turn.drafts).length > 0} /> : null}
             <Sources citations={list(turn.citations)} hits={list(turn.hits)} />
             <Drafts drafts={drafts} />
             {notes.length > 0 && (

@@ -307,7 +307,10 @@ class _Work:
         Where they hold too little, once more: with the words of the turn before, and among more passages.
         """
         self.hits = tuple(await self.index.search(self.query, self.settings.top_k))
-        covered = self._covered(self.hits[: self.settings.llm_passages], self.query)
+        read: Sequence[Hit] = self.hits[: self.settings.llm_passages]
+        # Words carried over help to find; that the passages lack some of them is no reason to be silent.
+        forms = dict.fromkeys((self.question, str(self.query)))
+        covered = max(confidence.coverage(form, read, self.index.idf) for form in forms)
         if covered >= self.settings.min_coverage or not self.hits:
             return covered
         query = self.query
@@ -318,15 +321,11 @@ class _Work:
             hits, self._asked(), passages=self.settings.llm_passages, budget_tokens=self.settings.evidence_tokens,
             tokens=lambda passage: prompt.estimate_tokens(passage.text),
         ).hits  # fmt: skip
-        if (again := self._covered(read, query)) < self.settings.min_coverage:
+        # A question that does not lean on the turn before must be covered itself: words carried over only help to find.
+        if (again := confidence.coverage(self.question, read, self.index.idf)) < self.settings.min_coverage:
             return covered
         self.query, self.hits = query, hits
         return again
-
-    def _covered(self, read: Sequence[Hit], query: Query) -> float:
-        # Words carried over help to find; that the passages lack some of them is no reason to be silent.
-        forms = dict.fromkeys((self.question, str(query)))
-        return max(confidence.coverage(form, read, self.index.idf) for form in forms)
 
     def _grounds(self, leg: str) -> Grounds:
         return Grounds(

@@ -7,7 +7,7 @@ import pytest
 from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
 from rag.turn.overview import Overview
-from rag.turn.prompt import Prompt, build, estimate_tokens
+from rag.turn.prompt import CHECK, Prompt, build, estimate_tokens
 from rag.turn.session import Exchange
 
 HITS = [Hit(Passage(str(n), f"{n}.md", None, None, (f"H{n}",), 0, 600, f"w{n} " * 150, "en"), 1.0) for n in range(6)]
@@ -87,3 +87,20 @@ def test_an_outline_does_not_break_the_window(window: int) -> None:
     prompt = built(overview=OVERVIEW, context_tokens=window, passages=6, evidence_tokens=100_000)
     total = sum(estimate_tokens(message["content"]) for message in prompt.messages)
     assert total + 400 <= window or window == 700
+
+
+@pytest.mark.parametrize(
+    ("question", "polar"),
+    [
+        ("Is the confidence calibrated?", True), ("Does it run on Windows?", True), ("Kann ich PDFs anhängen?", True),
+        ("可以附加檔案嗎？", True), ("這是否免費？", True), ("Czy to działa?", True),
+        ("What is the threshold?", False), ("Who can see it?", False), ("Island of the Mara?", False), ("信心是什麼？", False),
+    ],
+)  # fmt: skip
+def test_a_question_whose_answer_is_yes_or_no_is_not_checked_with_these_words(question: str, polar: bool) -> None:
+    built = build(
+        question, HITS, (), asked={}, large=True, passages=3, evidence_tokens=1200, history_turns=3, context_tokens=4096,
+        max_tokens=400,
+    )  # fmt: skip
+    assert built.checks is not polar
+    assert (CHECK in built.messages[-1]["content"]) is not polar

@@ -5,6 +5,7 @@ no server. Tokens are estimated without a
 tokenizer, on the safe side, because a remote model's tokenizer is not here.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,14 @@ CHECKED_EXAMPLES = (
     (EXAMPLES[0][0], EXAMPLES[0][1], "Yes. Electric lamps replaced paraffin in 1936 [1]."),
     (EXAMPLES[1][0], "Which tea is grown at the greatest height?", "No."),
     (EXAMPLES[2][0], EXAMPLES[2][1], "Yes. Tom Reed followed Anna Brook as chair [1]."),
+)
+
+# A question whose own answer is Yes or No cannot be checked with these words: what would the model's No mean?
+_POLAR = re.compile(
+    r"^\W*(?:(?:is|are|am|was|were|do|does|did|can|could|has|have|had|will|would|shall|should|may|might|must|isn['’]t"
+    r"|aren['’]t|doesn['’]t|didn['’]t|can['’]t|won['’]t|ist|sind|war|waren|hat|haben|kann|können|wird|werden|darf|muss|gibt es"
+    r"|est-ce que|est-il|peut-on|y a-t-il|¿?es|¿?son|¿?hay|¿?puede|czy|чи|adakah|är|kan|har|finns)\b)|[嗎吗]\W*$|是否|\bли\b",
+    re.IGNORECASE,
 )
 
 REFINE = "Here is a draft of the answer, which may be wrong or incomplete. Write the corrected, complete answer:"
@@ -137,7 +146,7 @@ def build(
     """
     before_all = [{"role": "system", "content": SYSTEM_LARGE if large else SYSTEM}]
     plain = overview is not None or (context_tokens or EXAMPLES_FROM_TOKENS) < EXAMPLES_FROM_TOKENS
-    checks = large and check and not plain and draft is None
+    checks = large and check and not plain and draft is None and not is_polar(question)
     if checks:
         before_all += _CHECKED_TURNS
     elif examples and not large and not plain:
@@ -210,6 +219,11 @@ def _said(exchange: Exchange, checks: bool) -> str:
     if exchange.refused:
         return "No." if checks else "I don't know."
     return f"Yes. {exchange.answer}" if checks else exchange.answer
+
+
+def is_polar(question: str) -> bool:
+    """Does the question ask for a Yes or No?"""
+    return _POLAR.search(question) is not None
 
 
 def estimate_tokens(text: str) -> int:

@@ -71,8 +71,9 @@ CHECKED_EXAMPLES = (
 # A question whose own answer is Yes or No cannot be checked with these words: what would the model's No mean?
 _POLAR = re.compile(
     r"^\W*(?:(?:is|are|am|was|were|do|does|did|can|could|has|have|had|will|would|shall|should|may|might|must|isn['’]t"
-    r"|aren['’]t|doesn['’]t|didn['’]t|can['’]t|won['’]t|ist|sind|war|waren|hat|haben|kann|können|wird|werden|darf|muss|gibt es"
-    r"|est-ce que|est-il|peut-on|y a-t-il|¿?es|¿?son|¿?hay|¿?puede|czy|чи|adakah|är|kan|har|finns)\b)|[嗎吗]\W*$|是否|\bли\b",
+    r"|aren['’]t|doesn['’]t|didn['’]t|can['’]t|won['’]t|ist|sind|war|waren|hat|haben|kann|können|wird|werden|darf|muss"
+    r"|gibt es|est-ce que|est-il|peut-on|y a-t-il|es|son|hay|puede|czy|чи|adakah|är|kan|har|finns)\b)"
+    r"|[嗎吗]\W*$|是否|\bли\b",
     re.IGNORECASE,
 )
 

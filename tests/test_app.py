@@ -46,6 +46,11 @@ def url(scripted: ScriptedServer, cache: Path, tmp_path_factory: pytest.TempPath
         yield address
 
 
+def copies(url: str, client: "Client") -> Path:
+    """Where Chainlit keeps a session's uploads; each chat has a folder of its own, named by its port."""
+    return ROOT / ".files" / url.rpartition(":")[2] / client.session_id
+
+
 class Client:
     """What a page does, spoken by hand."""
 
@@ -208,7 +213,7 @@ async def test_a_conversation_is_found_again_by_its_key(url: str, scripted: Scri
         assert [step["output"] for step in after.threads[0]["steps"] if step["type"] == "user_message"] == ["", OILED]
         assert {element["name"] for element in after.threads[0]["elements"]} == {"Attachments", "Receipt"}
         assert (await after.ask(OILED))["hits"][0]["source"] == "manual.md"
-        assert not (ROOT / ".files" / before.session_id).exists(), "the former session's copies are kept"
+        assert not (copies(url, before)).exists(), "the former session's copies are kept"
 
 
 async def test_a_turn_under_way_is_kept_as_far_as_it_came(url: str, scripted: ScriptedServer) -> None:
@@ -245,8 +250,9 @@ async def test_a_wrong_key_opens_nothing(url: str, scripted: ScriptedServer) -> 
 async def test_a_new_chat_forgets_the_documents(url: str, scripted: ScriptedServer) -> None:
     async with connected(url) as before:
         await before.attach(url, "manual.md", MANUAL)
+        assert copies(url, before).is_dir()
         await before.begin_anew()
-        await until(lambda: not (ROOT / ".files" / before.session_id).exists())
+        await until(lambda: not (copies(url, before)).exists())
     async with connected(url) as after:
         await after.say({"smallfirst": "resume", "key": before.key})
         await after.say({"smallfirst": "list"})
@@ -267,7 +273,7 @@ async def test_a_new_chat_leaves_nothing_of_an_answer_under_way(url: str, script
     scripted.script = lambda model, _: "The largest file is 10 MB."
     async with connected(url) as after:
         await after.ask(QUESTION)
-    assert not (ROOT / ".files" / before.session_id).exists()
+    assert not (copies(url, before)).exists()
 
 
 async def test_a_tab_whose_conversation_went_elsewhere_is_told(url: str, scripted: ScriptedServer) -> None:
@@ -307,7 +313,7 @@ async def test_an_upload_that_vanished_is_told_and_the_next_question_works(url: 
     scripted.script = lambda model, _: "The largest file is 10 MB."
     async with connected(url) as client:
         id = await client.upload(url, "manual.md", b"words")
-        for path in (ROOT / ".files" / client.session_id).iterdir():
+        for path in (copies(url, client)).iterdir():
             path.unlink()
         await client.send(QUESTION, [id])
         await until(lambda: any("did not arrive whole" in step["output"] for step in client.answers()))
@@ -454,7 +460,7 @@ async def test_a_button_that_never_was_does_nothing(
         assert client.answers() == []
 
 
-# Each of the following has a process of its own, whose end takes all sessions' files with it: Chainlit empties the folder.
+# Each of the following has a process of its own.
 
 
 async def test_documents_end_with_the_session(scripted: ScriptedServer, tmp_path: Path) -> None:
@@ -475,7 +481,7 @@ async def test_documents_end_with_the_session(scripted: ScriptedServer, tmp_path
     with chat(free_port(), tmp_path / "chat.log", **environment) as address:
         async with connected(address) as before:
             await before.attach(address, "manual.md", MANUAL)
-            folder = ROOT / ".files" / before.session_id
+            folder = copies(address, before)
             assert folder.is_dir()
         await until(lambda: not folder.exists())
         async with connected(address) as after:

@@ -201,3 +201,10 @@ def test_a_scorers_weights_add_up_to_a_probability() -> None:
     assert scorer.worst({"a": 0.1, "b": 0.9}) == "b"
     assert 0 <= Scorer({"a": -1.0}, 0.0).probability({"a": 1e6}) < 1e-100
     assert Scorer({"a": 1.0}, 0.0).probability({"a": 1e6}) == 1
+
+
+def test_the_worst_feature_is_the_one_that_lowers_the_score_most_beside_what_is_usual() -> None:
+    features = {"rival_hit": 0.9, "unaligned": 0.6}
+    assert Scorer({"rival_hit": -2.0, "unaligned": -2.0}, 0.0).worst(features) == "rival_hit"
+    usual = {"rival_hit": 0.8, "unaligned": 0.2}
+    assert Scorer({"rival_hit": -2.0, "unaligned": -2.0}, 0.0, usual).worst(features) == "unaligned"

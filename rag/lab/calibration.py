@@ -213,7 +213,9 @@ def _fitted(
         label = np.array([float(row.slm.right) for row in rows])
     found, scores = logistic.calibrated(matrix(features, names), label, [row.case.group for row in rows], of=of)
     weights = {name: round(float(weight), 5) for name, weight in zip(names, found.weights, strict=True)}
-    return Scorer(weights, round(found.bias, 5)), scores
+    means = matrix(features, names).mean(axis=0)
+    usual = {name: round(float(mean), 3) for name, mean in zip(names, means, strict=True)}
+    return Scorer(weights, round(found.bias, 5), usual), scores
 
 
 def crc(scores: NDArray[np.float64], wrong: NDArray[np.float64], alpha: float) -> float:

@@ -31,14 +31,16 @@ class Scorer:
 
     weights: Mapping[str, float]
     bias: float
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """What the features were on average where this was fitted; 0 for those not named."""
 
     def probability(self, features: Mapping[str, float]) -> float:
         x = self.bias + sum(weight * features[name] for name, weight in self.weights.items())
         return 1 / (1 + math.exp(-max(-500.0, min(500.0, x))))
 
     def worst(self, features: Mapping[str, float]) -> str:
-        """The feature that lowers the probability most."""
-        return min(self.weights, key=lambda name: self.weights[name] * features[name])
+        """The feature that lowers the probability most, beside what is usual."""
+        return min(self.weights, key=lambda name: self.weights[name] * (features[name] - self.usual.get(name, 0.0)))
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,12 @@ def test_ask_with_json_ends_with_the_turn(small_weights: Path, tmp_path: Path) -
     }
 
 
-def test_ask_prints_the_answer_its_sources_and_where_the_time_went(small_weights: Path) -> None:
-    done = smallfirst("ask", "What does the name ONNX stand for?", "--mode", "slm")
+def test_ask_prints_the_answer_its_sources_and_where_the_time_went(small_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "manual.md").write_text("The frobnicator must be oiled every 17 days.")
+    question = "How often must the frobnicator be oiled?"
+    done = smallfirst("ask", question, "--attach", str(tmp_path / "manual.md"), "--mode", "slm")
     assert done.returncode == 0, done.stderr
-    assert "onnx-runtime.md" in done.stdout
+    assert "manual.md" in done.stdout
     assert "first token" in done.stderr
     assert "smollm2-135m" in done.stderr
 

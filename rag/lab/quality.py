@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from rag import __version__, terminal
 from rag.lab import curves
@@ -146,7 +146,8 @@ def show(report: Report) -> None:
     title = f"{report.dataset}, mode {report.mode}: {report.slm} and {report.llm}" + (
         "" if report.calibrated else " (not calibrated)"
     )
-    table = Table("what", report.mode, "95%", *report.compared, title=title)
+    # A name that is cut is no name: a narrow window shortens the models' names, not the figures'.
+    table = Table(Column("what", no_wrap=True, min_width=32), report.mode, "95%", *report.compared, title=title)
     for name, value in report.metrics.items():
         low_high = report.intervals.get(name)
         table.add_row(

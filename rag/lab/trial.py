@@ -69,7 +69,7 @@ class Trial:
         }
 
 
-class Bench:
+class Rig:
     """The library over a data set, both legs and the recordings: what questions are put to."""
 
     def __init__(self, library: Library, legs: Legs, settings: Settings, recordings: Recordings) -> None:
@@ -97,13 +97,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(dataset: Dataset, settings: Settings) -> AsyncIterator[Bench]:
+async def rig(dataset: Dataset, settings: Settings) -> AsyncIterator[Rig]:
     """Everything opened; closed again at the end, the models too."""
     recordings = Recordings(settings.cache_dir / "recordings.sqlite")
     legs = Legs(settings)
     try:
         async with answers.opened(dataset, settings) as library:
-            yield Bench(library, legs, settings, recordings)
+            yield Rig(library, legs, settings, recordings)
     finally:
         await legs.close()
         recordings.close()
@@ -133,7 +133,7 @@ async def run(
     for_llm = [
         case for case in answers.sample(dataset, llm_limit, answerable=ANSWERABLE_FOR_LLM) if case.id in own
     ]  # fmt: skip
-    async with bench(dataset, settings) as opened:
+    async with rig(dataset, settings) as opened:
         idf = opened.library.index.idf
         slm = await opened.ask(cases, "slm", fitted=None, progress=progress)
         llm = await opened.ask(for_llm, "llm", fitted=None, progress=progress)
@@ -179,7 +179,7 @@ async def evaluate(
     """Figures of one mode; to `compare`, also of each model alone, of a random mix, and of one model `between`."""
     cases = answers.sample(dataset, limit)
     compared: dict[str, dict[str, float]] = {}
-    async with bench(dataset, settings) as opened:
+    async with rig(dataset, settings) as opened:
         outcomes = await opened.ask(cases, mode, progress=progress)
         slm, llm = opened.legs.slm.model, opened.legs.llm.model
         found = quality.figures(outcomes)
@@ -190,7 +190,7 @@ async def evaluate(
             compared["random mix"] = quality.random_mix(small, large, found["llm_calls"])
     if compare and between is not None:
         other = settings.model_copy(update={"slm_model": between, "slm_base_url": None})
-        async with bench(dataset, other) as opened:
+        async with rig(dataset, other) as opened:
             alone = await opened.ask(cases, "slm", fitted=None, progress=progress)
             compared[opened.legs.slm.model] = quality.figures(alone)
     singles = [figures for name, figures in compared.items() if name != "random mix"]

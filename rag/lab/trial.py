@@ -222,10 +222,16 @@ def show(trial: Trial) -> None:
     terminal.out.print(table)
 
 
-def ranked(rows: Sequence[Row], *, logprobs: bool = True) -> tuple[Sequence[Row], Any]:
-    """Rows, and for each the probability that fits give which have not seen its document."""
+def ranked(rows: Sequence[Row], *, logprobs: bool | None = None) -> tuple[Sequence[Row], Any]:
+    """Rows, and for each the probability that fits give which have not seen its document; none where most rows lack what
+    they need. `logprobs` None takes them where the server reports them."""
+    if logprobs is None:
+        found = ranked(rows, logprobs=True)
+        return found if len(found[0]) else ranked(rows, logprobs=False)
     names = calibration.WITH_LOGPROBS if logprobs else calibration.WITHOUT_LOGPROBS
     have = [row for row in rows if all(name in row.slm.features for name in names)]
+    if len(have) < len(rows) / 2:
+        return [], np.zeros(0)
     return have, calibration.unseen_scores(have, names)
 
 
@@ -236,8 +242,8 @@ def _measured(
     intervals: dict[str, tuple[float, float]] = {}
     for name, logprobs in (("", True), ("_without_logprobs", False)):
         have, scores = ranked(rows, logprobs=logprobs)
-        if len(have) < len(rows) / 2:
-            continue
+        if not have:
+            continue  # this server gives no logprobs
         right = np.array([float(row.slm.right) for row in have])
         yes = np.flatnonzero([row.case.answerable for row in have])
         groups = [have[int(place)].case.group for place in yes]

@@ -7,7 +7,7 @@ else in the project reads the environment. The descriptions feed the help texts 
 from pathlib import Path
 from typing import Literal, get_args
 
-from platformdirs import user_cache_path
+from platformdirs import user_cache_path, user_data_path
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     """Units stand in the names: `_s` seconds, `_ms` milliseconds, `_tokens`, `_chars`, `_mb` (10^6 bytes)."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RAG_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="RAG_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
 
     docs: Path = Field(
@@ -45,6 +45,12 @@ class Settings(BaseSettings):
         None, description="OpenAI-compatible server of the small model; empty: run it here"
     )
     slm_api_key: SecretStr | None = Field(None, description="key for that server, if it wants one")
+    slm_input_price: float | None = Field(
+        None,
+        ge=0,
+        description="price of a million tokens that it reads; empty: nothing where it runs here, else unknown",
+    )
+    slm_output_price: float | None = Field(None, ge=0, description="price of a million tokens that it writes")
     slm_passages: int = Field(1, ge=1, le=20, description="passages that the small model reads")
     slm_examples: bool | None = Field(
         None,
@@ -59,8 +65,25 @@ class Settings(BaseSettings):
         None, description="OpenAI-compatible server of the larger model; empty: run it here"
     )
     llm_api_key: SecretStr | None = Field(None, description="key for that server, if it wants one")
+    llm_input_price: float | None = Field(
+        None,
+        ge=0,
+        description="price of a million tokens that it reads; empty: nothing where it runs here, else unknown",
+    )
+    llm_output_price: float | None = Field(None, ge=0, description="price of a million tokens that it writes")
     llm_passages: int = Field(3, ge=1, le=20, description="passages that the larger model reads")
     llm_max_tokens: int = Field(400, ge=1, le=8192, description="longest answer of the larger model, tokens")
+
+    currency: str = Field("USD", description="of the prices, as it is shown")
+    watts: float = Field(
+        20,
+        ge=0,
+        description="power assumed while a model computes here, for the estimate of energy, watts; 0: no estimate",
+    )
+    remote: Literal["ask", "allow", "never"] = Field(
+        "ask",
+        description="may a model server on another machine be sent text: ask in each conversation first, allow, or never",
+    )
 
     context_tokens: int = Field(4096, ge=512, le=131072, description="context window of a model run here, tokens")
     evidence_tokens: int = Field(1200, ge=64, le=65536, description="most tokens of passages put before a model")
@@ -83,6 +106,12 @@ class Settings(BaseSettings):
     )
     strategy: Literal["answer", "refine"] = Field(
         "answer", description="the larger model answers from the passages alone, or also sees the draft and refines it"
+    )
+    answer_language: str = Field(
+        "", description="language of the answers, as in sv or zh-TW; empty: the language of the question"
+    )
+    show_receipts: bool = Field(
+        True, description="show the line under each answer that tells who answered and how long"
     )
     min_words: int = Field(
         3, ge=0, le=100, description="an answer of fewer words is too short, unless it stands in a passage"
@@ -115,6 +144,27 @@ class Settings(BaseSettings):
 
     allowed_hosts: tuple[str, ...] = Field((), description="further names that this server answers to, behind a proxy")
     allowed_origins: tuple[str, ...] = Field((), description="further origins whose pages may open the chat")
+
+    login: Literal["auto", "password", "header"] = Field(
+        "auto",
+        description="who signs in: auto (one user, on this machine only), password (see `smallfirst users`),"
+        " or header (set by a proxy)",
+    )
+    login_header: str = Field(
+        "X-Forwarded-User", description="the header in which that proxy names the user; it must strip the client's own"
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("smallfirst", appauthor=False),
+        description="where conversations, their files, users and settings are kept",
+    )
+    database_url: SecretStr | None = Field(
+        None, description="postgresql://... for conversations; empty: SQLite in RAG_DATA_DIR"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OpenTelemetry collector that is told each turn's spans, without texts; empty: nobody is told",
+    )
 
     labels: bool = Field(
         True, description="keep thumbs and requests for the larger model on this machine, for `smallfirst calibrate`"

@@ -48,13 +48,19 @@ def settings() -> None:
             return "docs_corpus"
         if name == "cache_dir":
             return "the user's cache folder"
+        if name == "data_dir":
+            return "the user's data folder"
         return "" if value in (None, ()) else f"{value:g}" if isinstance(value, float) else str(value)
 
     fields = Settings.model_fields
     _table(
         ("variable", "default", "what"),
         *(
-            (f"`RAG_{name.upper()}`", default(name, field.get_default()), str(field.description))
+            (
+                f"`{field.validation_alias or 'RAG_' + name.upper()}`",
+                default(name, field.get_default()),
+                str(field.description),
+            )
             for name, field in fields.items()
         ),
     )

@@ -19,6 +19,11 @@ terminal, a message in the chat, a JSON body); anything else is a bug and keeps 
 class RagError(Exception):
     """Something a person can be told in one or two sentences: `str(error)` is that text."""
 
+    @property
+    def told(self) -> str:
+        """The same text, which may know other languages (`rag.words.Said`)."""
+        return self.args[0] if self.args else type(self).__name__
+
 
 class UserError(RagError):
     """The caller can mend it. The terminal exits with status 2."""

@@ -15,6 +15,9 @@ from rag.errors import UserError
 
 Mode = Literal["auto", "slm", "llm"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Remote = Literal["ask", "allow", "never"]
+Strategy = Literal["answer", "refine"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -80,9 +83,10 @@ class Settings(BaseSettings):
         ge=0,
         description="power assumed while a model computes here, for the estimate of energy, watts; 0: no estimate",
     )
-    remote: Literal["ask", "allow", "never"] = Field(
+    remote: Remote = Field(
         "ask",
-        description="may a model server on another machine be sent text: ask in each conversation first, allow, or never",
+        description="may a model server on another machine be sent text: ask in each conversation of the chat first"
+        " (elsewhere that is no), allow, or never",
     )
 
     context_tokens: int = Field(4096, ge=512, le=131072, description="context window of a model run here, tokens")
@@ -104,7 +108,7 @@ class Settings(BaseSettings):
     check: bool = Field(
         True, description="have the larger model say first whether the passages answer the question; if not, refuse"
     )
-    strategy: Literal["answer", "refine"] = Field(
+    strategy: Strategy = Field(
         "answer", description="the larger model answers from the passages alone, or also sees the draft and refines it"
     )
     answer_language: str = Field(

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from rag.errors import ModelError
-from rag.models.backend import Delta, Draft, Message, Piece, Token, Usage, Waiting
+from rag.models.backend import Delta, Draft, Message, Piece, Reading, Token, Usage, Waiting
 from rag.models.legs import State
 from rag.trace import Trace
 
@@ -23,6 +23,8 @@ class Reply:
     error: ModelError | None = None
     """Raised after the text."""
     waits: Sequence[int] = ()
+    reads: Sequence[float] = ()
+    """How far the prompt was read, each time that is told."""
     yes_over_no: float | None = None
     """By how much the first token is surer as Yes than as No; None where no rivals are told."""
     hold: asyncio.Event | None = None
@@ -38,11 +40,15 @@ class ScriptedBackend:
         self.model = f"scripted-{leg}"
         self.replies = [Reply(reply) if isinstance(reply, str) else reply for reply in replies]
         self.asked: list[list[Message]] = []
+        self.temperatures: list[float] = []
         self.stopped = 0
         """How often a stream was closed before its end."""
 
-    async def stream(self, messages: list[Message], *, max_tokens: int, trace: Trace) -> AsyncGenerator[Piece, None]:
+    async def stream(
+        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+    ) -> AsyncGenerator[Piece, None]:
         self.asked.append(messages)
+        self.temperatures.append(temperature)
         reply = self.replies.pop(0)
         tokens: list[Token] = []
         finished = False
@@ -52,6 +58,8 @@ class ScriptedBackend:
             with trace.span("request", self.leg):
                 await asyncio.sleep(0)
             with trace.span("first_token", self.leg):
+                for share in reply.reads:
+                    yield Reading(share)
                 await asyncio.sleep(0)
             with trace.span("completion", self.leg):
                 for number, word in enumerate(reply.text.split(" ")):
@@ -80,10 +88,10 @@ class ScriptedLeg:
     name: str
     backend_: ScriptedBackend
     state: State = field(default_factory=lambda: State("ready"))
-    passages: int = 1
     max_tokens: int = 160
     examples: bool = False
     remote: bool = False
+    leaves: bool = False
     installed: bool = True
     failure: ModelError | None = None
     later: Sequence[State] = ()
@@ -92,6 +100,10 @@ class ScriptedLeg:
     @property
     def model(self) -> str:
         return self.backend_.model
+
+    @property
+    def where(self) -> str:
+        return self.backend_.where
 
     def start(self) -> None:
         pass
@@ -113,4 +125,4 @@ class ScriptedLegs:
 
     def __init__(self, slm: Sequence[Reply | str] = (), llm: Sequence[Reply | str] = ()) -> None:
         self.slm = ScriptedLeg("slm", ScriptedBackend("slm", slm))
-        self.llm = ScriptedLeg("llm", ScriptedBackend("llm", llm), passages=3)
+        self.llm = ScriptedLeg("llm", ScriptedBackend("llm", llm))

@@ -17,6 +17,7 @@ from rag.turn.calibration import Calibration, Line, Scorer
 from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Retrieved, Token, Turn
 from rag.turn.prompt import CHECK
 from rag.turn.session import Session
+from rag.words import Said
 
 from .conftest import open_library
 from .scripted import Reply, ScriptedLegs
@@ -153,10 +154,70 @@ async def test_without_the_small_model_the_larger_answers_marked(session: Sessio
 async def test_slm_mode_never_falls_back_to_a_remote_model(session: Session, settings: Settings) -> None:
     legs = ScriptedLegs([], [GOOD])
     legs.slm.failure = ModelUnreachable("No model there.")
-    legs.llm.remote = True
+    legs.llm.leaves = True
+    session.remote = "allow"
     last = (await events_of(session, legs, settings, mode="slm"))[-1]
     assert isinstance(last, Failed)
     assert legs.llm.backend_.asked == []
+
+
+@pytest.mark.parametrize(("remote", "why"), [("ask", "only after you allow it"), ("never", "may not leave")])
+async def test_a_model_elsewhere_is_not_asked_before_that_is_allowed(
+    session: Session, settings: Settings, remote: Any, why: str
+) -> None:
+    legs = ScriptedLegs(["It is 999.", "It is 999."], [GOOD])
+    legs.llm.leaves = True
+    legs.llm.backend_.where = "api.example"
+    session.remote = remote
+    turn = await turn_of(session, legs, settings)
+    assert turn.answer.startswith("It is 999.")
+    assert turn.where == "on this machine"
+    assert not turn.escalated
+    assert "api.example" in turn.notes[0]
+    assert why in turn.notes[0]
+    asked_for = await turn_of(session, legs, settings, mode="llm", insist=True)
+    assert asked_for.answer.startswith("It is 999."), "the small model stands in"
+    assert legs.llm.backend_.asked == []
+    session.remote = "allow"
+    assert (await turn_of(session, legs, settings, mode="llm")).where == "api.example"
+
+
+async def test_a_small_model_elsewhere_needs_leave_too(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], [GOOD])
+    legs.slm.leaves = True
+    turn = await turn_of(session, legs, settings, mode="slm")
+    assert turn.model == "scripted-llm", "the one that is here stands in"
+    assert legs.slm.backend_.asked == []
+
+
+async def test_what_is_asked_once_more_is_worded_anew(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD, GOOD], [])
+    await turn_of(session, legs, settings)
+    await turn_of(session, legs, settings, fresh=True)
+    assert legs.slm.backend_.temperatures == [0, cascade.FRESH_TEMPERATURE]
+
+
+async def test_how_far_the_evidence_is_read_is_told(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([Reply(GOOD, reads=(0.25, 1.0))], [])
+    told = [event.detail for event in await events_of(session, legs, settings) if isinstance(event, Phase)]
+    assert "The small model is reading: 25%" in told
+
+
+async def test_what_a_turn_says_can_be_said_in_other_languages(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs(["It is 999."], [])
+    legs.llm.failure = ModelUnreachable("No model there.")
+    turn = await turn_of(session, legs, settings)
+    assert turn.verdict is not None
+    assert isinstance(turn.verdict.reason, Said)
+    assert all(isinstance(note, Said) for note in turn.notes)
+    silent = await turn_of(session, ScriptedLegs(), settings, question="Which zebra won the regatta in Uruguay?")
+    assert isinstance(silent.answer, Said)
+
+
+async def test_the_language_of_the_answer_can_be_chosen(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([GOOD], [])
+    await turn_of(session, legs, settings.model_copy(update={"answer_language": "sv"}))
+    assert "Answer in Swedish." in legs.slm.backend_.asked[0][0]["content"]
 
 
 async def test_without_any_model_there_is_one_clear_error(session: Session, settings: Settings) -> None:
@@ -181,8 +242,8 @@ async def test_waiting_for_the_model_is_told(session: Session, settings: Setting
     legs.slm.later = (State("ready"),)
     told = [event.detail for event in await events_of(session, legs, settings) if isinstance(event, Phase)]
     assert "Waiting for the small model: loading" in told
-    assert "Waiting for the small model: 2 other answers before this one" in told
-    assert "Waiting for the small model: another answer before this one" in told
+    assert "Waiting for the small model (2 before you)" in told
+    assert "Waiting for the small model (1 before you)" in told
 
 
 async def test_closing_the_turn_stops_the_model_and_remembers_what_was_shown(
@@ -260,7 +321,7 @@ async def test_a_question_that_cannot_be_asked_is_one_clear_error(
 async def test_invented_markers_are_removed_and_counted(session: Session, settings: Settings) -> None:
     turn = await turn_of(session, ScriptedLegs([], ["Zebras drink at the Mara river [1][7]."]), settings, mode="llm")
     assert turn.answer == "Zebras drink at the Mara river [1]."
-    assert turn.notes == ("1 source mark that named no passage were removed.",)
+    assert turn.notes == ("1 source mark that named no passage was removed.",)
 
 
 async def test_a_refusal_names_the_nearest_documents_and_cites_nothing(session: Session, settings: Settings) -> None:
@@ -333,7 +394,7 @@ async def test_documents_that_take_too_long_to_read_are_told(
     monkeypatch.setattr(session.attachments.library, "reading", Progress(120, 1000))
     monkeypatch.setattr(session.attachments.library, "settled", settled)
     turn = await turn_of(session, ScriptedLegs([GOOD], []), settings)
-    assert turn.notes == ("Still reading documents (120 of 1,000): the answer knows only those.",)
+    assert turn.notes == ("Still reading documents (120 of 1,000 documents): the answer knows only those.",)
 
 
 async def test_before_the_first_document_is_read_the_wait_is_longer(tmp_path: Path, settings: Settings) -> None:

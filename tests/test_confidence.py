@@ -23,6 +23,7 @@ from rag.turn.confidence import (
     judge,
     measure,
 )
+from rag.words import say
 
 
 def passage(text: str, id: str = "1", source: str = "animals.md", language: str = "en") -> Passage:
@@ -182,7 +183,7 @@ def test_an_answer_from_a_sentence_about_the_question_scores_above_one_from_anot
     assert beside.signals.alignment == 0
     assert about.accepted
     assert not beside.accepted
-    assert IN_WORDS["unaligned"] in beside.reason
+    assert say(IN_WORDS["unaligned"]) in beside.reason
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ def test_before_a_word_is_written_only_the_passages_can_make_it_hopeless() -> No
     assert verdict.signals is None
     assert verdict.calibrated
     assert "given up before it began" in verdict.reason
-    assert IN_WORDS["uncovered"] in verdict.reason
+    assert say(IN_WORDS["uncovered"]) in verdict.reason
     assert verdict.to_dict()["signals"] == {"calibrated": True}
 
 

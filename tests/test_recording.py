@@ -160,7 +160,7 @@ async def test_an_answer_that_failed_is_not_recorded(failing: Answer, tmp_path: 
 async def test_a_recorded_leg_is_like_its_leg_but_always_ready(tmp_path: Path) -> None:
     async with recorded(tmp_path, sends()) as (legs, _, _):
         leg = legs.llm
-        assert (leg.name, leg.model, leg.passages, leg.max_tokens) == ("llm", "large", 3, 400)
+        assert (leg.name, leg.model, leg.max_tokens) == ("llm", "large", 400)
         assert (leg.remote, leg.examples, leg.state.usable) == (True, leg.real.examples, True)
         assert (await leg.backend()).where == leg.real.where
 

@@ -29,6 +29,7 @@ from rag.corpus.reader import Reader, ReadingStopped, contents
 from rag.corpus.store import File, Store
 from rag.errors import DocumentError, RagError, UserError
 from rag.settings import Settings
+from rag.words import say
 
 log = logging.getLogger("smallfirst")
 
@@ -51,7 +52,9 @@ class Progress:
 
     @property
     def words(self) -> str:
-        return f"{self.done:,} of {self.total:,} documents" if self.total else "looking for changes"
+        if not self.total:
+            return say("turn.progress_looking")
+        return say("turn.progress_documents", done=self.done, total=self.total)
 
 
 class Library:

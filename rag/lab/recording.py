@@ -85,10 +85,11 @@ class RecordedLeg:
         self.real = leg
         self.name = leg.name
         self.model = leg.model
-        self.passages = leg.passages
         self.max_tokens = leg.max_tokens
         self.examples = leg.examples
         self.remote = leg.remote
+        self.leaves = leg.leaves
+        self.where = leg.where
         self.installed = True
         self.state = State("remote" if leg.remote else "ready")
         self._backend = _RecordedBackend(leg, recordings, calls)
@@ -113,7 +114,10 @@ class _RecordedBackend:
         self._recordings = recordings
         self._calls = calls
 
-    async def stream(self, messages: list[Message], *, max_tokens: int, trace: Trace) -> AsyncGenerator[Piece, None]:
+    async def stream(
+        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+    ) -> AsyncGenerator[Piece, None]:
+        assert temperature == 0, "only what leads to the same words is recorded"
         key = _key(self.model, self.where, messages, max_tokens)
         recorded = self._recordings.find(key)
         began = time.perf_counter()
@@ -168,7 +172,7 @@ class _RecordedBackend:
                         began = time.perf_counter()
                     elif isinstance(piece, Draft):
                         draft = piece
-                    else:
+                    elif isinstance(piece, Delta):
                         reached += len(piece.tokens)
                         pieces.append((round((time.perf_counter() - began) * 1000, 2), piece.text, reached))
         except ModelSilent as error:

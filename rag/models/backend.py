@@ -5,6 +5,7 @@ the stream may stop at any time: closing it closes the HTTP stream, which is how
 """
 
 import asyncio
+import ipaddress
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -91,7 +92,14 @@ class Delta:
     tokens: tuple[Token, ...] = ()
 
 
-Piece = Waiting | Delta | Draft
+@dataclass(frozen=True)
+class Reading:
+    """How far the server has read its prompt, 0 to 1; only some tell."""
+
+    share: float
+
+
+Piece = Waiting | Reading | Delta | Draft
 
 
 class ChatBackend(Protocol):
@@ -104,8 +112,10 @@ class ChatBackend(Protocol):
     context_tokens: int | None
     """The window if known, prompt and answer together."""
 
-    def stream(self, messages: list[Message], *, max_tokens: int, trace: Trace) -> AsyncGenerator[Piece, None]:
-        """Any number of `Waiting`, then a `Delta` for each piece of text, then one `Draft`. Raises ModelError.
+    def stream(
+        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """Any number of `Waiting` and `Reading`, then a `Delta` for each piece of text, then one `Draft`. Raises ModelError.
 
         Spans `queue`, `request` (until the request is sent), `first_token` and `completion` go into the trace.
         """
@@ -172,7 +182,7 @@ class Backend:
                 event_hooks={"request": [_report_sent]},
                 limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
                 # A proxy named in the environment must never see a request to this machine.
-                trust_env=not _is_loopback(base_url),
+                trust_env=not is_loopback(base_url),
             ),
         )
 
@@ -185,7 +195,9 @@ class Backend:
     async def close(self) -> None:
         await self._client.close()
 
-    async def stream(self, messages: list[Message], *, max_tokens: int, trace: Trace) -> AsyncGenerator[Piece, None]:
+    async def stream(
+        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+    ) -> AsyncGenerator[Piece, None]:
         async with AsyncExitStack() as held:
             if self._cores is not None:
                 queue = trace.open("queue", self.leg)
@@ -195,13 +207,13 @@ class Backend:
                             yield Waiting(ahead)
                 finally:
                     trace.close(queue)
-            async with aclosing(self._pieces(messages, max_tokens, trace)) as pieces:
+            async with aclosing(self._pieces(messages, max_tokens, trace, temperature)) as pieces:
                 async for piece in pieces:
                     yield piece
 
     async def _pieces(
-        self, messages: list[Message], max_tokens: int, trace: Trace
-    ) -> AsyncGenerator[Delta | Draft, None]:
+        self, messages: list[Message], max_tokens: int, trace: Trace, temperature: float
+    ) -> AsyncGenerator[Reading | Delta | Draft, None]:
         request = trace.open("request", self.leg)
         first = completion = None
         text: list[str] = []
@@ -210,7 +222,7 @@ class Backend:
         finish_reason: str | None = None
         try:
             with self._translated():
-                stream = await self._open(messages, max_tokens, lambda: trace.close(request))
+                stream = await self._open(messages, max_tokens, temperature, lambda: trace.close(request))
                 trace.close(request)
                 first = trace.open("first_token", self.leg)
                 # The server may hold its headers back until the first token; the wait began when the request was sent.
@@ -218,6 +230,8 @@ class Backend:
                 async with stream:
                     iterator = aiter(stream)
                     while (chunk := await self._next(iterator, bool(text))) is not None:
+                        if (read := _read_share(chunk)) is not None:
+                            yield Reading(read)
                         if chunk.usage is not None:
                             usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
                         if not chunk.choices:
@@ -254,18 +268,27 @@ class Backend:
         yield Draft(self.leg, self.model, "".join(text), tuple(tokens), usage, finish_reason)
 
     async def _open(
-        self, messages: list[Message], max_tokens: int, on_sent: Callable[[], None], *, again: bool = False
+        self,
+        messages: list[Message],
+        max_tokens: int,
+        temperature: float,
+        on_sent: Callable[[], None],
+        *,
+        again: bool = False,
     ) -> "openai.AsyncStream[ChatCompletionChunk]":
         wanted: dict[str, Any] = {
             "model": self.model,
             "messages": messages,
             "max_tokens": max_tokens,
-            "temperature": 0,
+            "temperature": temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         if self._ask_logprobs:
             wanted |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        if self._cores is not None:
+            # llama.cpp's own; other servers may refuse what they do not know.
+            wanted["return_progress"] = True
         reset = _on_sent.set(on_sent)
         try:
             async with asyncio.timeout(self._limits.first_token_s):
@@ -291,7 +314,7 @@ class Backend:
             again = True
         finally:
             _on_sent.reset(reset)
-        return await self._open(messages, max_tokens, on_sent, again=again)
+        return await self._open(messages, max_tokens, temperature, on_sent, again=again)
 
     async def _next(self, chunks: AsyncIterator[ChatCompletionChunk], begun: bool) -> ChatCompletionChunk | None:
         limit = self._limits.stall_s if begun else self._limits.first_token_s
@@ -301,7 +324,7 @@ class Backend:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Every error of the client and its HTTP library becomes one of ours."""
-        who = f"{self.model} ({HERE})" if self.where == HERE else f"{self.model} at {self.base_url}"
+        who = f"{self.model} ({HERE})" if self._cores is not None else f"{self.model} at {self.base_url}"
         try:
             yield
         except ModelError:
@@ -336,7 +359,7 @@ class Backend:
 
     @property
     def _mend(self) -> str:
-        if self.where == HERE:
+        if self._cores is not None:
             return "It is being started again; ask again in a moment."
         return f"Start that server, or set RAG_{self.leg.upper()}_BASE_URL."
 
@@ -370,5 +393,19 @@ async def _claim(cores: Cores, held: AsyncExitStack) -> AsyncGenerator[int, None
             await asyncio.wait([claim])
 
 
-def _is_loopback(url: str) -> bool:
-    return httpx2.URL(url).host in ("localhost", "127.0.0.1", "::1")
+def _read_share(chunk: ChatCompletionChunk) -> float | None:
+    """Of llama.cpp's progress: what is read of the prompt, 0 to 1."""
+    progress: Any = (chunk.model_extra or {}).get("prompt_progress")
+    try:
+        return float(progress["processed"] / progress["total"])
+    except (TypeError, KeyError, ZeroDivisionError):
+        return None
+
+
+def is_loopback(url: str) -> bool:
+    """Is that server on this machine?"""
+    host = httpx2.URL(url).host
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -16,15 +16,25 @@ from typing import Any, Literal, Protocol
 
 from rag.errors import ModelUnreachable, RagError, UserError
 from rag.models import weights
-from rag.models.backend import HERE, Backend, ChatBackend, Limits
+from rag.models.backend import HERE, Backend, ChatBackend, Limits, is_loopback
 from rag.models.runtime import Cores, EmbeddedServer
 from rag.settings import Settings
+from rag.words import say
 
 log = logging.getLogger("smallfirst")
 
 LegName = Literal["slm", "llm"]
 Phase = Literal["absent", "fetching", "verifying", "loading", "ready", "failed", "remote"]
 SPOKEN: dict[str, str] = {"slm": "small model", "llm": "larger model"}
+PROGRESS: dict[str, str] = {"fetching": "turn.progress_fetching", "verifying": "turn.progress_verifying"}
+STATES: dict[str, str] = {
+    "absent": "turn.state_absent",
+    "fetching": "turn.state_fetching",
+    "verifying": "turn.state_verifying",
+    "loading": "turn.state_loading",
+    "ready": "turn.state_ready",
+    "remote": "turn.state_remote",
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,10 @@ class State:
     @property
     def words(self) -> str:
         """For a person, without a full stop."""
-        if self.phase in ("fetching", "verifying") and self.total_bytes:
-            return f"{self.phase} {self.done_bytes / 1e6:,.0f} of {self.total_bytes / 1e6:,.0f} MB"
-        return {"absent": "not fetched", "failed": self.detail.rstrip(".")}.get(self.phase, self.phase)
+        if self.phase in PROGRESS and self.total_bytes:
+            megabytes = {"done": round(self.done_bytes / 1e6), "total": round(self.total_bytes / 1e6)}
+            return say(PROGRESS[self.phase], **megabytes)
+        return self.detail.rstrip(".") if self.phase == "failed" else say(STATES[self.phase])
 
 
 class Answering(Protocol):
@@ -56,13 +67,15 @@ class Answering(Protocol):
     @property
     def model(self) -> str: ...
     @property
-    def passages(self) -> int: ...
-    @property
     def max_tokens(self) -> int: ...
     @property
     def examples(self) -> bool: ...
     @property
     def remote(self) -> bool: ...
+    @property
+    def leaves(self) -> bool: ...
+    @property
+    def where(self) -> str: ...
     @property
     def installed(self) -> bool: ...
     @property
@@ -95,14 +108,13 @@ class Leg:
         self._cancelled = threading.Event()
         self._changed = asyncio.Event()
         self._state = State("absent")
-        remote = getattr(settings, f"{name}_base_url")
+        self._address: str | None = getattr(settings, f"{name}_base_url")
         self.model: str = getattr(settings, f"{name}_model")
         self.max_tokens: int = getattr(settings, f"{name}_max_tokens")
-        self.passages: int = getattr(settings, f"{name}_passages")
         self._weights: weights.Weights | None = None
         self._file: Path | None = None
-        if remote:
-            self._backend = self._make_backend(remote)
+        if self._address:
+            self._backend = self._make_backend(self._address)
             self._state = State("remote")
         elif self.model.lower().endswith(".gguf"):
             self._file = Path(self.model).expanduser()
@@ -128,6 +140,11 @@ class Leg:
         return self._state.phase == "remote"
 
     @property
+    def leaves(self) -> bool:
+        """Does its text leave this machine?"""
+        return self._address is not None and not is_loopback(self._address)
+
+    @property
     def installed(self) -> bool:
         """Could it be started without fetching anything?"""
         if self._weights is None:
@@ -137,7 +154,7 @@ class Leg:
     @property
     def where(self) -> str:
         """Where its text goes: `on this machine`, or the server's host."""
-        return self._backend.where if self._backend is not None and self.remote else HERE
+        return self._backend.where if self._backend is not None and self.leaves else HERE
 
     @property
     def context_tokens(self) -> int | None:
@@ -223,7 +240,7 @@ class Leg:
             self.model,
             base_url,
             api_key=key,
-            where=HERE if local else None,
+            where=None if self.leaves else HERE,
             cores=self._cores if local else None,
             context_tokens=settings.context_tokens if local else None,
             limits=Limits(settings.connect_timeout_s, settings.first_token_timeout_s, settings.stall_timeout_s),

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
 from rag.errors import ModelError, RagError, UserError
-from rag.models.backend import Draft, Waiting
+from rag.models.backend import Draft, Reading, Waiting
 from rag.models.backend import Token as Written
-from rag.models.legs import SPOKEN, Answering, Pair
+from rag.models.legs import Answering, Pair
 from rag.settings import Mode, Settings
 from rag.trace import Trace
 from rag.turn import calibration, citations, confidence, evidence, overview, prompt, rewriting
@@ -26,12 +26,24 @@ from rag.turn.confidence import Grounds, Verdict
 from rag.turn.overview import Overview
 from rag.turn.prompt import Prompt
 from rag.turn.session import Exchange, Session
+from rag.words import say
 
 # Documents that have just changed are worth a short wait; the first ones of all, a longer one.
 SETTLE_S = 2.0
 SETTLE_FIRST_S = 10.0
 # So many times the usual passages are looked through when the first ones hold too little of the question.
 MORE = 3
+# Asked once more, a model that always took the likeliest word would say the same.
+FRESH_TEMPERATURE = 0.7
+
+WAITS = {"slm": "turn.phase_load_slm", "llm": "turn.phase_load_llm"}
+READS = {"slm": "turn.phase_reads_slm", "llm": "turn.phase_reads_llm"}
+READS_SHARE = {"slm": "turn.phase_reads_slm_share", "llm": "turn.phase_reads_llm_share"}
+QUEUES = {"slm": "turn.phase_queue_slm", "llm": "turn.phase_queue_llm"}
+SILENT = {"slm": "turn.reason_no_answer_slm", "llm": "turn.reason_no_answer_llm"}
+STOOD_IN = {"slm": "turn.note_stood_in_slm", "llm": "turn.note_stood_in_llm"}
+NOT_ALLOWED = {"slm": "turn.not_allowed_slm", "llm": "turn.not_allowed_llm"}
+NOT_ASKED = {"slm": "turn.not_asked_slm", "llm": "turn.not_asked_llm"}
 
 
 @dataclass(frozen=True)
@@ -140,16 +152,19 @@ async def answer(
     id: str = "",
     trace: Trace | None = None,
     insist: bool = False,
+    fresh: bool = False,
     fitted: Calibration | Literal["find"] | None = "find",
 ) -> AsyncGenerator[Event, None]:
     """Answer one question; the last event is `Answered` or `Failed`.
 
     Closing the iterator stops the work, the models' included; what was written until then is remembered as the answer.
-    `id` is the door's name for the question. `insist` has a model answer even where the documents seem silent. `fitted`
-    is for trying a calibration out, or none; otherwise the pair's own is found. Bugs are raised; what can go wrong is a
-    `Failed`.
+    `id` is the door's name for the question. `insist` has a model answer even where the documents seem silent; `fresh`
+    has it choose its words anew, for a question that is asked once more. `fitted` is for trying a calibration out, or
+    none; otherwise the pair's own is found. Bugs are raised; what can go wrong is a `Failed`.
     """
-    turn = _Work(question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist, fitted)
+    turn = _Work(
+        question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist, fresh, fitted
+    )
     finished = False
     try:
         async with aclosing(turn.run()) as events:
@@ -177,6 +192,7 @@ class _Work:
         id: str,
         trace: Trace,
         insist: bool,
+        fresh: bool,
         fitted: Calibration | Literal["find"] | None,
     ) -> None:
         self.question = question
@@ -188,6 +204,7 @@ class _Work:
         self.id = id
         self.trace = trace
         self.insist = insist
+        self.temperature = FRESH_TEMPERATURE if fresh else 0.0
         self.index = session.attachments.index
         self.hits: tuple[Hit, ...] = ()
         self.overview: Overview | None = None
@@ -222,16 +239,16 @@ class _Work:
                     self.question, self.session.history, self.index.idf, self.index.languages
                 )
         if self.overview is not None:
-            yield Phase("retrieve", f"Reading the outline of {self.overview.name}")
+            yield Phase("retrieve", say("turn.phase_outline", name=self.overview.name))
             self.hits, silent, covered = self.overview.hits, False, 1.0
         else:
-            yield Phase("retrieve", f"Searching {len(self.index):,} passages")
+            yield Phase("retrieve", say("turn.phase_search", count=len(self.index)))
             with self.trace.span("retrieve"):
                 covered = await self._search()
             silent = not self.hits or covered < self.settings.min_coverage
         yield Retrieved(str(self.query), self.hits)
         if silent and not (self.insist and self.hits):
-            reason = f"the documents cover {covered:.0%} of the question's words"
+            reason = say("turn.reason_silent", percent=f"{covered:.0%}")
             silence = Verdict(0.0, self.settings.min_coverage, False, reason)
             yield self._finish(None, silence, escalated=False)
             return
@@ -245,19 +262,18 @@ class _Work:
                 async for event in events:
                     yield event
         except ModelError as error:
-            failure = str(error)
-            if self.mode == "slm" and second.remote:
+            failure = error.told
+            if self.mode == "slm" and second.leaves:
                 raise  # text leaves the machine only for a mode that says so
-            yield Escalating(f"the {SPOKEN[first.name]} did not answer")
+            yield Escalating(say(SILENT[first.name]))
             self.shown = ""
             try:
                 async with aclosing(self._ask(second)) as events:
                     async for event in events:
                         yield event
             except ModelError as other:
-                raise type(other)(f"Neither model answered. {failure} {other}") from other
-            refined = " It is not refined." if second is self.legs.slm else ""
-            self.notes.append(f"Answered by the {SPOKEN[second.name]}:{refined} {failure}")
+                raise type(other)(say("turn.neither", first=failure, second=other.told)) from other
+            self.notes.append(say(STOOD_IN[second.name], failure=failure))
             yield self._finish(self.drafts[-1], None, escalated=second is self.legs.llm)
             return
 
@@ -266,7 +282,7 @@ class _Work:
         if first is self.legs.slm:
             if self.given_up is None:
                 assert draft is not None, "a leg that was not given up has written"
-                yield Phase("judge", "Checking the answer")
+                yield Phase("judge", say("turn.phase_judge"))
                 with self.trace.span("judge", "slm"):
                     verdict = confidence.judge(
                         draft,
@@ -298,7 +314,7 @@ class _Work:
                     draft = self.drafts[-1]
                 else:
                     self.shown = standing
-                self.notes.append(f"The small model's answer, not refined ({verdict.reason}). {error}")
+                self.notes.append(say("turn.note_not_refined", reason=verdict.reason, failure=error.told))
         yield self._finish(draft, verdict, escalated=escalated)
 
     async def _search(self) -> float:
@@ -340,26 +356,22 @@ class _Work:
 
     def _check(self) -> None:
         if not self.question:
-            raise UserError("The question is empty. Type one.")
+            raise UserError(say("turn.question_empty"))
         most = self.settings.context_tokens // 3
         length = prompt.estimate_tokens(self.question)
         if length > most:
-            raise UserError(
-                f"The question is too long: about {length:,} tokens, at most {most:,} fit the model's window."
-                " Shorten it, or attach the text as a file."
-            )
+            raise UserError(say("turn.question_long", tokens=length, most=most))
 
     async def _settle(self) -> AsyncGenerator[Event, None]:
         """Wait a little for documents that are being read."""
         library = self.session.attachments.library
         if library.reading is not None:
-            yield Phase("read", f"Reading documents: {library.reading.words}")
+            yield Phase("read", say("turn.phase_documents", progress=library.reading.words))
             with self.trace.span("read"):
                 limit_s = SETTLE_S if len(self.session.attachments.index) else SETTLE_FIRST_S
                 settled = await library.settled(limit_s)
             if not settled and (reading := library.reading) is not None:
-                told = f"{reading.done:,} of {reading.total:,}" if reading.total else reading.words
-                self.notes.append(f"Still reading documents ({told}): the answer knows only those.")
+                self.notes.append(say("turn.note_still_reading", progress=reading.words))
         self.index = self.session.attachments.index
 
     def _asked(self) -> dict[str, float]:
@@ -376,6 +388,8 @@ class _Work:
         """
         large = leg.name == "llm"
         with self.trace.span("escalate" if large else "draft", leg.name):
+            if reason := self._refused_to(leg):
+                raise ModelError(reason)
             if large and (reason := _not_here(leg)):
                 raise ModelError(reason)
             if not leg.state.usable:
@@ -385,7 +399,7 @@ class _Work:
                         async for state in states:
                             if state.usable or state.phase == "failed":
                                 break
-                            yield Phase("load", f"Waiting for the {SPOKEN[leg.name]}: {state.words}")
+                            yield Phase("load", say(WAITS[leg.name], state=state.words))
             server = await leg.backend()
             with self.trace.span("prompt", leg.name):
                 self.prompts[leg.name] = built = self._prompt(leg, server.context_tokens)
@@ -394,14 +408,19 @@ class _Work:
                 return
             check = self.check = Check() if built.checks else None
             least = self.calibration.check if self.calibration is not None else None
-            yield Phase("ask", f"The {SPOKEN[leg.name]} is reading")
+            yield Phase("ask", say(READS[leg.name]))
             written = ""
             tokens: list[Written] = []
-            async with aclosing(server.stream(built.messages, max_tokens=leg.max_tokens, trace=self.trace)) as pieces:
+            stream = server.stream(
+                built.messages, max_tokens=leg.max_tokens, trace=self.trace, temperature=self.temperature
+            )
+            async with aclosing(stream) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Waiting):
-                        others = "another answer" if piece.ahead == 1 else f"{piece.ahead} other answers"
-                        yield Phase("queue", f"Waiting for the {SPOKEN[leg.name]}: {others} before this one")
+                        yield Phase("queue", say(QUEUES[leg.name], count=piece.ahead))
+                        continue
+                    if isinstance(piece, Reading):
+                        yield Phase("ask", say(READS_SHARE[leg.name], percent=f"{piece.share:.0%}"))
                         continue
                     self.where = server.where
                     if isinstance(piece, Draft):
@@ -435,7 +454,7 @@ class _Work:
             asked=self._asked(),
             overview=self.overview,
             large=large,
-            passages=leg.passages,
+            passages=self.settings.llm_passages if large else self.settings.slm_passages,
             evidence_tokens=self.settings.evidence_tokens,
             history_turns=self.settings.history_turns if large else 1,
             context_tokens=context_tokens,
@@ -443,7 +462,14 @@ class _Work:
             examples=leg.examples,
             check=self.settings.check and not self.insist,
             draft=self.drafts[-1].text if self._refines and large and self.drafts else None,
+            language=self.settings.answer_language,
         )
+
+    def _refused_to(self, leg: Answering) -> str | None:
+        """Why text must not be sent there."""
+        if not leg.leaves or self.session.remote == "allow":
+            return None
+        return say((NOT_ALLOWED if self.session.remote == "never" else NOT_ASKED)[leg.name], where=leg.where)
 
     @property
     def _refines(self) -> bool:
@@ -470,12 +496,11 @@ class _Work:
                 resolved = citations.resolve(draft.text, self.prompts[draft.leg].evidence, self.index.idf)
             text, cited = resolved.text, resolved.citations
             if resolved.invented:
-                count = f"{resolved.invented} source mark" + ("" if resolved.invented == 1 else "s")
-                self.notes.append(f"{count} that named no passage were removed.")
+                self.notes.append(say("turn.note_invented", count=resolved.invented))
             if not cited:
-                self.notes.append("No passage supports this answer.")
+                self.notes.append(say("turn.note_unsupported"))
             if draft.finish_reason == "length":
-                self.notes.append("The answer was cut off at its longest allowed length.")
+                self.notes.append(say("turn.note_cut_off"))
         self.shown = text
         turn = Turn(
             question=self.question,
@@ -519,6 +544,7 @@ class _Watch:
             # A refined answer needs the whole draft, and a larger model that is not here would make it needed after all.
             and settings.strategy == "answer"
             and turn.legs.llm.state.usable
+            and turn._refused_to(turn.legs.llm) is None
             # Who asks for less confidence than was fitted would miss drafts that he wants.
             and (asked is None or asked >= fitted.right.at)
         ):
@@ -543,20 +569,20 @@ class _Watch:
 def _not_here(leg: Answering) -> str | None:
     """Why the larger model cannot be asked now, when waiting for it would be too long to sit through."""
     if leg.state.phase in ("fetching", "verifying"):
-        return f"The {SPOKEN[leg.name]} is still on its way here: {leg.state.words}."
+        return say("turn.not_here_yet", state=leg.state.words)
     if leg.state.phase == "absent" and not leg.installed:
-        return f"The {SPOKEN[leg.name]} is not here yet. Fetch it with: smallfirst models pull {leg.model}"
+        return say("turn.not_here", command=f"smallfirst models pull {leg.model}")
     return None
 
 
 def _only_outline(overview: Overview) -> str:
     if not overview.outline:
-        return f"No model could sum up {overview.name}. It begins: {overview.hits[0].passage.text}"
-    return f"No model could sum this up. The outline of {overview.name}:\n\n{overview.outline}"
+        return say("turn.only_begins", name=overview.name, text=overview.hits[0].passage.text)
+    return say("turn.only_outline", name=overview.name, outline=overview.outline)
 
 
 def _not_found(hits: Sequence[Hit]) -> str:
     places = list(dict.fromkeys(hit.passage.source for hit in hits))[:3]
     if not places:
-        return "This is not in your documents: no passage shares a word with the question."
-    return f"This is not in your documents, as far as I can find. The nearest: {', '.join(places)}."
+        return say("turn.not_found_no_word")
+    return say("turn.not_found", places=", ".join(places))

@@ -18,6 +18,7 @@ from rag.corpus.index import K1, Hit, terms_of
 from rag.corpus.languages import DEFAULT
 from rag.models.backend import TOP_LOGPROBS, Draft, Token
 from rag.turn.calibration import Calibration, Scorer
+from rag.words import say
 
 Idf = Callable[[str], float]
 
@@ -41,28 +42,28 @@ COLD_START_WITHOUT_LOGPROBS = Scorer(
 )
 COLD_START_THRESHOLD = 0.65
 IN_WORDS = {
-    "unsure": "the model was unsure of its words",
-    "unsure_words": "the model was unsure of some words",
-    "unsure_least": "the model was very unsure of one word",
-    "unsure_fact": "the model was unsure of a number or name",
-    "rivalled": "other words were about as likely",
-    "uncovered": "the passages lack words of the question",
-    "weak_hit": "the best passage fits only loosely",
-    "rival_hit": "several passages fit about equally",
-    "unsupported": "words of the answer are not in the passages",
-    "unaligned": "the sentence that holds the answer is not about the question",
-    "apart": "the answer stands far from the question's words",
-    "better_aligned": "another sentence is closer to the question than the one that holds the answer",
-    "elsewhere": "other passages say the same of other things",
-    "wordy": "the answer says much that was not asked",
-    "unsure_first": "the model was unsure where the answer begins",
-    "reworded": "the answer is not in the passage's own words",
-    "echo": "the answer mostly repeats the question",
-    "wrong_kind": "the answer is not of the kind that was asked for",
-    "broken": "it repeats itself, was cut off, or holds a number or name from nowhere",
-    "long": "the answer is long",
-    "missing": "a telling word of the question is in no passage",
-    "short": "the answer is very short",
+    "unsure": "turn.why_unsure",
+    "unsure_words": "turn.why_unsure_words",
+    "unsure_least": "turn.why_unsure_least",
+    "unsure_fact": "turn.why_unsure_fact",
+    "rivalled": "turn.why_rivalled",
+    "uncovered": "turn.why_uncovered",
+    "weak_hit": "turn.why_weak_hit",
+    "rival_hit": "turn.why_rival_hit",
+    "unsupported": "turn.why_unsupported",
+    "unaligned": "turn.why_unaligned",
+    "apart": "turn.why_apart",
+    "better_aligned": "turn.why_better_aligned",
+    "elsewhere": "turn.why_elsewhere",
+    "wordy": "turn.why_wordy",
+    "unsure_first": "turn.why_unsure_first",
+    "reworded": "turn.why_reworded",
+    "echo": "turn.why_echo",
+    "wrong_kind": "turn.why_wrong_kind",
+    "broken": "turn.why_broken",
+    "long": "turn.why_long",
+    "missing": "turn.why_missing",
+    "short": "turn.why_short",
 }
 # A refusal over passages that cover this share of the question is doubted; below, it is believed.
 COVERED = 0.60
@@ -347,32 +348,31 @@ def judge(
         # Half the threshold is what a broken rule leaves of any score.
         return verdict(False, broken, threshold / 2 if signals.words else 0.0)
     if signals.refusal:
-        return verdict(True, "it found no answer, and the passages hardly cover the question")
-    unsaid = "" if calibration is not None else "; it is not calibrated for these models"
+        return verdict(True, say("turn.reason_refusal_believed"))
+    fitted = calibration is not None
+    told = {"score": f"{score:.2f}", "threshold": f"{threshold:.2f}"}
     if score >= threshold:
-        return verdict(True, f"confidence {score:.2f}, at least {threshold:.2f} is asked for{unsaid}")
-    return verdict(
-        False, f"low confidence ({score:.2f}, below {threshold:.2f}{unsaid}): {IN_WORDS[scorer.worst(found)]}"
-    )
+        return verdict(True, say("turn.reason_confident" if fitted else "turn.reason_confident_uncalibrated", **told))
+    why = say(IN_WORDS[scorer.worst(found)])
+    return verdict(False, say("turn.reason_unsure" if fitted else "turn.reason_unsure_uncalibrated", why=why, **told))
 
 
 def rule(signals: Signals, *, min_words: int) -> str | None:
     """The hard rule that a draft breaks, in words; None when it breaks none."""
     if signals.words == 0:
-        return "the answer is empty"
+        return say("turn.reason_empty")
     if signals.looping:
-        return "the answer repeats itself"
+        return say("turn.reason_loops")
     if signals.cut_off:
-        return "the answer was cut off at its longest allowed length"
+        return say("turn.reason_cut_off")
     if signals.refusal:
         covered = signals.coverage >= COVERED
-        return "it found no answer, though the passages cover the question" if covered else None
+        return say("turn.reason_refusal_doubted") if covered else None
     if signals.words < min_words and not signals.verbatim:
-        count = f"{signals.words} word" + ("" if signals.words == 1 else "s")
-        return f"the answer is too short ({count}) and stands in no passage"
+        return say("turn.reason_short", count=signals.words)
     if signals.absent_fact is not None:
-        kind = "number" if _NUMBER.fullmatch(signals.absent_fact) else "name"
-        return f"the {kind} {signals.absent_fact} is in no passage that was read"
+        number = _NUMBER.fullmatch(signals.absent_fact)
+        return say("turn.reason_absent_number" if number else "turn.reason_absent_name", fact=signals.absent_fact)
     return None
 
 
@@ -392,8 +392,13 @@ def hopeless(
     score = line.scorer.probability(found)
     if score >= line.at:
         return None
-    when = "before it began" if not tokens else "at its first word" if after == 1 else f"after {after} tokens"
-    reason = f"the small model's answer was given up {when}: {IN_WORDS[line.scorer.worst(found)]}"
+    why = say(IN_WORDS[line.scorer.worst(found)])
+    if not tokens:
+        reason = say("turn.reason_hopeless_before", why=why)
+    elif after == 1:
+        reason = say("turn.reason_hopeless_first", why=why)
+    else:
+        reason = say("turn.reason_hopeless_after", count=after, why=why)
     return Verdict(min(score, threshold / 2), threshold, False, reason, signals, True)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from babel import Locale, UnknownLocaleError
+
 from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
 from rag.models.backend import Message
@@ -17,10 +19,11 @@ from rag.turn import evidence
 from rag.turn.overview import Overview
 from rag.turn.session import Exchange
 
+SAME_LANGUAGE = "Answer in the language of the question."
 # The wording that was measured on our own models; a small model follows a short one better.
 SYSTEM = (
     "Answer the question in one short sentence, using only facts stated in the context."
-    " Answer in the language of the question."
+    f" {SAME_LANGUAGE}"
     " If the context does not contain the answer, reply exactly: I don't know."
 )
 SYSTEM_LARGE = (
@@ -135,6 +138,7 @@ def build(
     examples: bool = False,
     check: bool = True,
     draft: str | None = None,
+    language: str = "",
 ) -> Prompt:
     """Messages for one leg: instructions, earlier turns, then evidence and question.
 
@@ -143,9 +147,12 @@ def build(
     terms and what each tells. An `overview` is for a question about documents as a whole, and `hits` are its own: a large
     model gets the outline and as many of them as its tokens allow, a small one the beginning and a line of headings.
     `examples` are for a small model; `check` has a large one say first whether the passages answer the question; a
-    `draft` it is to refine instead.
+    `draft` it is to refine instead. `language` is a tag such as sv or zh-TW, "" for the question's own.
     """
-    before_all = [{"role": "system", "content": SYSTEM_LARGE if large else SYSTEM}]
+    system = SYSTEM_LARGE if large else SYSTEM
+    if language:
+        system = system.replace(SAME_LANGUAGE, f"Answer in {name_of(language)}.")
+    before_all = [{"role": "system", "content": system}]
     plain = overview is not None or (context_tokens or EXAMPLES_FROM_TOKENS) < EXAMPLES_FROM_TOKENS
     checks = large and check and not plain and draft is None and not is_polar(question)
     if checks:
@@ -220,6 +227,14 @@ def _said(exchange: Exchange, checks: bool) -> str:
     if exchange.refused:
         return "No." if checks else "I don't know."
     return f"Yes. {exchange.answer}" if checks else exchange.answer
+
+
+def name_of(language: str) -> str:
+    """A language's name in English, from its tag; the tag itself if nobody knows it."""
+    try:
+        return Locale.parse(language, sep="-").get_display_name("en") or language
+    except (ValueError, UnknownLocaleError):
+        return language
 
 
 def is_polar(question: str) -> bool:

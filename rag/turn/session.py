@@ -1,4 +1,4 @@
-"""What outlives a turn: history, attached documents, mode.
+"""What outlives a turn: history, attached documents, mode, and whether text may leave this machine.
 
 One session is one conversation. It knows nothing of who carries it (a browser, a terminal) nor of how a turn is answered.
 """
@@ -6,7 +6,7 @@ One session is one conversation. It knows nothing of who carries it (a browser, 
 from dataclasses import dataclass
 
 from rag.corpus.library import Attachments, Library
-from rag.settings import Mode
+from rag.settings import Mode, Remote
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Session:
 
     def __init__(self, library: Library, mode: Mode = "auto") -> None:
         self.mode: Mode = mode
+        self.remote: Remote = library.settings.remote
+        """Only with "allow" is a model on another machine asked; who "asks" has not been answered yet."""
         self.attachments = Attachments(library)
         self.history: list[Exchange] = []
 

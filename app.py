@@ -1,45 +1,48 @@
 """The Chainlit door: turn events in, messages out; no logic of its own.
 
-Knows how a turn looks in the chat. What a turn is, who answers and what is refused are other rooms' business.
+Knows Chainlit's events and which room answers each. What a turn is, who answers and what is refused are other rooms'
+business; so are how an answer grows (`bubble`), what can be done about it (`answer`), and what is kept (`history`).
 """
 
 import asyncio
 import contextlib
 import logging
-import re
-import time
 from collections.abc import AsyncIterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import chainlit as cl
-from chainlit.chat_context import chat_contexts
 from chainlit.config import config
-from chainlit.input_widget import RadioGroup
 from chainlit.server import app as web_app
 from chainlit.server import sio
 from chainlit.session import WebsocketSession
 from chainlit.user_session import user_sessions
+from rag.serve.totals import totals
 
 from rag import terminal
-from rag.corpus.documents import Ingest, shown
 from rag.corpus.library import Library
-from rag.errors import DocumentError, RagError, UserError
-from rag.lab.labels import FILE, Kind, Labels
+from rag.errors import RagError, UserError
+from rag.lab.labels import FILE, Labels
 from rag.models.legs import Legs
-from rag.serve import api, status
+from rag.serve import api, history, status, words
+from rag.serve.answer import Answer, text_of
+from rag.serve.bubble import Bubble
 from rag.serve.conversations import Conversation, Conversations
 from rag.serve.hardening import harden
-from rag.settings import MODES, Mode, Settings, app_home
-from rag.trace import Trace
-from rag.turn import cascade
-from rag.turn.session import Session
+from rag.serve.preferences import Preferences
+from rag.serve.reading import Reading, tell_documents
+from rag.settings import Mode, Settings, app_home
+from rag.turn import calibration, cascade
+from rag.turn.session import Exchange, Session
+from rag.words import language_of, say, told
 
 log = logging.getLogger("smallfirst")
 
 settings = Settings.load()
 library = Library(settings)
 legs = Legs(settings)
+kept = history.open_history(settings)
 conversations = Conversations(most_documents=settings.session_uploads)
 labels = Labels(settings.cache_dir / FILE) if settings.labels else None
 background: set[asyncio.Task[Any]] = set()
@@ -56,22 +59,15 @@ harden(
     upload_mb=settings.upload_mb,
     session_uploads=settings.session_uploads,
 )
-for router in (status.router(legs, library), api.router(legs, library, settings)):
+for router in (status.router(legs, library), api.router(legs, library, settings), words.router(), history.router(kept)):
     web_app.include_router(router)
     # Chainlit's own last route answers every other path with its page, so ours must stand before it.
     web_app.router.routes.insert(0, web_app.router.routes.pop())
 
-MODE_LABELS = {
-    "Auto: the small model first, the larger one when needed": "auto",
-    "SLM: the small model only": "slm",
-    "LLM: the larger model only": "llm",
-}
-THUMBS: tuple[tuple[Kind, str, str], ...] = (
-    ("good", "thumbs-up", "Good answer. Kept on this machine only"),
-    ("bad", "thumbs-down", "Bad answer. Kept on this machine only"),
-)
 # A folder of scans would push everything else out of the terminal.
 REPORTS_SHOWN = 20
+ALLOWED = "allows_remote"
+COMMENT_CHARS = 500
 STARTERS = {
     "Size of Phi-4-mini": "How many parameters does Phi-4-mini have?",
     "Price of tokens": "What is the example price of output tokens?",
@@ -86,6 +82,9 @@ def keep(task: "asyncio.Task[Any]") -> None:
     task.add_done_callback(background.discard)
 
 
+# --- the server ----------------------------------------------------------------------------------------------------
+
+
 @cl.on_app_startup
 async def start() -> None:
     host = f"[{config.run.host}]" if ":" in config.run.host else config.run.host
@@ -96,13 +95,13 @@ async def start() -> None:
         await terminal.show_starting(legs.llm)
 
     # The first look at the folder must not be over before somebody waits for its end.
-    keep(asyncio.create_task(tell_documents()))
+    keep(asyncio.create_task(print_documents()))
     following.append(asyncio.create_task(library.watch()))
     keep(asyncio.create_task(show()))
     keep(asyncio.create_task(legs.start(pull_llm=settings.pull_llm)))
 
 
-async def tell_documents() -> None:
+async def print_documents() -> None:
     """In the terminal, once the folder has been looked at: what can be asked about, and what cannot."""
     begun = False
     async with contextlib.aclosing(library.changes()) as changes:
@@ -124,10 +123,17 @@ async def stop() -> None:
     for task in following:
         task.cancel()
     await asyncio.gather(*following, return_exceptions=True)
+    await conversations.close()
     await asyncio.to_thread(library.close)
     await legs.close()
     if labels is not None:
         labels.close()
+    await kept.close()
+
+
+@cl.data_layer
+def data_layer() -> history.Kept:
+    return kept
 
 
 @cl.set_starters
@@ -137,22 +143,110 @@ async def starters() -> list[cl.Starter]:
     return [cl.Starter(label=label, message=question) for label, question in STARTERS.items()]
 
 
+# --- a conversation begins, and goes on ----------------------------------------------------------------------------
+
+
+def user() -> str:
+    """Who is signed in; nobody gets as far as this without."""
+    return str(cl.context.session.user.identifier)
+
+
+def language() -> str:
+    return language_of(cl.context.session.environ.get("HTTP_ACCEPT_LANGUAGE", ""))
+
+
+async def preferences() -> Preferences:
+    """What the user chose last, as far as it may still be chosen."""
+    made = Preferences.of(settings)
+    with contextlib.suppress(UserError):
+        made = made.chosen(await kept.settings(user()), settings)
+    return made
+
+
 @cl.on_chat_start
 async def begin() -> None:
-    conversation = conversations.begin(cl.context.session.id, Session(library, settings.mode))
-    await show_documents(conversation)
-    await show_settings(conversation)
+    here = cl.context.session
+    chosen = await preferences()
+    conversation = conversations.begin(here.id, here.thread_id, Session(library), chosen, language())
+    await tell_all(conversation)
+    await cl.ChatSettings(form(conversation)).send()
 
 
-async def show_settings(conversation: Conversation) -> None:
-    mode = conversation.session.mode
-    await cl.ChatSettings([RadioGroup(id="mode", label="Who answers", items=MODE_LABELS, initial_value=mode)]).send()
+@cl.on_chat_resume
+async def resume(thread: dict[str, Any]) -> None:
+    """A thread was opened whose owner Chainlit has checked: after a reload, a restart, from the sidebar."""
+    here = cl.context.session
+    # After a short disconnect Chainlit adds all of them once more.
+    cl.chat_context.clear()
+    conversation = conversations.of_thread(thread["id"])
+    if conversation is None:
+        conversation = await reopen(thread)
+    elif conversation.holder == here.id:
+        if conversation.bubble is not None and conversation.busy:
+            thread["steps"].append(conversation.bubble.message.to_dict())
+    else:
+        await take_over(conversation, thread)
+    conversation.language = language()
+    await tell_all(conversation)
+    # To send it would put the form's values in the place of those that Chainlit has restored.
+    await cl.ChatSettings(form(conversation)).refresh()
 
 
-async def show_documents(conversation: Conversation) -> None:
-    """Tell public/documents.js what is attached, and the key with which the tab comes back after a reload."""
-    page = {"smallfirst": "conversation", "key": conversation.key, "documents": conversation.documents()}
-    await cl.send_window_message(page)
+async def take_over(conversation: Conversation, thread: dict[str, Any]) -> None:
+    """Another tab has it, or had it before it was reloaded."""
+    if (turn := conversation.turn) is not None:
+        # Its words would go to the page that is no more; what was written until now is kept.
+        turn.cancel()
+        await asyncio.wait([turn])
+        thread.update(await kept.get_thread(thread["id"]) or {})
+    former = WebsocketSession.get_by_id(conversation.holder)
+    conversations.take_over(conversation, cl.context.session.id)
+    if former is not None and sio.manager.is_connected(former.socket_id, "/"):
+        await former.emit("window_message", {"smallfirst": "moved"})
+    elif former is not None:
+        user_sessions.pop(former.id, None)
+        await former.delete()
+
+
+async def reopen(thread: dict[str, Any]) -> Conversation:
+    """From the history: what was said, what was chosen, the documents with their passages, and what each button knows."""
+    here = cl.context.session
+    chosen = await preferences()
+    with contextlib.suppress(UserError):
+        chosen = chosen.chosen(here.chat_settings or {}, settings)
+    conversation = conversations.begin(here.id, thread["id"], Session(library), chosen, language())
+    if cl.user_session.get(ALLOWED) is True and conversation.session.remote == "ask":
+        conversation.session.remote = "allow"
+    for attached in await kept.attachments(thread["id"]):
+        conversation.attach_again(attached.number, attached.report, attached.passages, attached.element_id)
+    receipts = {one["forId"]: one for one in thread.get("elements") or () if one.get("name") == "Receipt"}
+    questions = {step["id"]: step["output"] for step in thread["steps"] if step["type"] == "user_message"}
+    exchanges: dict[str, Exchange] = {}
+    for step in thread["steps"]:
+        receipt = receipts.get(step["id"], {})
+        answer = Answer.of_step(step, receipt.get("props") or {})
+        if answer is None:
+            continue
+        answer.element_id = receipt.get("id")
+        conversation.answers[answer.id] = answer
+        question, turn = questions.get(answer.question_id), answer.turn
+        if question is not None and turn.get("answer"):
+            query = turn.get("query") or question
+            refused = bool(turn.get("refused"))
+            exchanges[answer.question_id] = Exchange(answer.question_id, question, query, turn["answer"], refused)
+    conversation.session.history.extend(exchanges[id] for id in questions if id in exchanges)
+    return conversation
+
+
+async def tell_all(conversation: Conversation) -> None:
+    await tell_documents(conversation)
+    await tell_totals(conversation)
+
+
+async def tell_totals(conversation: Conversation) -> None:
+    """Tell public/totals.js what the conversation has used until now."""
+    sums = totals(answer.turn for answer in conversation.answers.values())
+    await cl.send_window_message({"smallfirst": "totals", "thread": conversation.thread_id, "totals": sums})
 
 
 @cl.on_window_message
@@ -162,148 +256,146 @@ async def hear(message: Any) -> None:
     if conversation is None:
         return
     match message:
-        case {"smallfirst": "resume", "key": str(key)}:
-            await resume(key)
         case {"smallfirst": "remove", "number": int(number)}:
             with contextlib.suppress(UserError):  # removed twice is removed; the list tells
                 conversation.remove(number)
-            await show_documents(conversation)
+                await kept.detach(conversation.thread_id, number)
+            await tell_documents(conversation)
         case {"smallfirst": "list"}:
-            await show_documents(conversation)
+            await tell_all(conversation)
 
 
-async def resume(key: str) -> None:
-    """A tab was reloaded: Chainlit has begun a new session, which goes on with what the tab showed before."""
-    here = cl.context.session
-    if (taken := conversations.take_over(key, here.id)) is None:
-        return
-    conversation, former_id = taken
-    if (turn := conversation.turn) is not None:
-        # Its words would go to the page that is no more; what was written until now is kept.
-        turn.cancel()
-        await asyncio.wait([turn])
-    here.has_first_interaction = True
-    messages = chat_contexts[here.id] = chat_contexts.pop(former_id, []) + chat_contexts.get(here.id, [])
-    former = WebsocketSession.get_by_id(former_id)
-    if former is not None and sio.manager.is_connected(former.socket_id, "/"):
-        await former.emit("window_message", {"smallfirst": "moved"})
-    elif former is not None:
-        user_sessions.pop(former_id, None)
-        await former.delete()
-    # Uploaded files went with the former session. The parents are runs, which are not shown.
-    receipts = [e.to_dict() for m in messages for e in getattr(m, "elements", ()) if isinstance(e, cl.CustomElement)]
-    steps = [{**message.to_dict(), "parentId": None} for message in messages]
-    thread: Any = {"id": here.thread_id, "steps": steps, "elements": receipts, "metadata": {}}
-    await cl.context.emitter.resume_thread(thread)
-    for message in messages:
-        for action in getattr(message, "actions", ()):
-            await action.send(for_id=message.id)
-    await show_documents(conversation)
-    await show_settings(conversation)
+def fitted() -> calibration.Calibration | None:
+    """How many passages the larger model reads says nothing of the small one's drafts, so that choice does not count."""
+    return calibration.find(legs.slm.model, legs.llm.model, settings)
+
+
+def form(conversation: Conversation) -> list[Any]:
+    elsewhere = next((leg.where for leg in (legs.llm, legs.slm) if leg.leaves), None)
+    found = fitted()
+    return conversation.preferences.form(
+        settings, conversation.language, fitted=found.right.at if found else None, elsewhere=elsewhere
+    )
 
 
 @cl.on_settings_update
 async def change_settings(values: dict[str, Any]) -> None:
-    # The values come from the browser; only what the form offers is taken.
-    mode = values.get("mode")
-    if mode not in MODES:
-        await cl.ErrorMessage(f"There is no mode {mode!r}. Choose one of: {', '.join(MODES)}.").send()
+    conversation = conversations.of(cl.context.session.id)
+    if conversation is None:
         return
-    if (conversation := conversations.of(cl.context.session.id)) is not None:
-        conversation.session.mode = mode
+    try:
+        # The values come from the browser; only what the form offers is taken.
+        chosen = conversation.preferences.chosen(values, settings)
+    except UserError as error:
+        await cl.ErrorMessage(told(error.told, conversation.language)).send()
+        await cl.ChatSettings(form(conversation)).send()
+        return
+    receipts = chosen.show_receipts != conversation.preferences.show_receipts
+    conversation.choose(chosen)
+    await kept.keep_settings(user(), chosen.to_dict())
+    if receipts:
+        for answer in conversation.answers.values():
+            await refresh(conversation, answer)
+
+
+# --- a turn --------------------------------------------------------------------------------------------------------
 
 
 @cl.on_message
-async def answer(message: cl.Message) -> None:
+async def answer_message(message: cl.Message) -> None:
     conversation = conversations.of(cl.context.session.id)
     if conversation is None:
-        await cl.ErrorMessage("This conversation went on in another tab. Reload this page to begin a new one.").send()
+        await cl.ErrorMessage(told(say("chat.moved"), language())).send()
         return
-    bubble = Bubble(message.id)
+    bubble = new_bubble(conversation, message.id)
     async with under_way(conversation, bubble):
         conversation.session.rewind(message.id)
+        conversation.forget_after(message.id, [one.id for one in cl.chat_context.get()])
         uploads = [element for element in message.elements or [] if conversation.first_seen(element.id)]
         asked = bool(message.content.strip())
-        if uploads and not await Reading(conversation).run(uploads, asked=asked):
+        if uploads and not await Reading(conversation, kept).run(uploads, asked=asked):
             return
         bubble.start_clock()  # reading is not the answer's time
         if asked or not uploads:
-            await run_turn(message.content, conversation.session, bubble)
+            await run_turn(message.content, conversation, bubble)
+
+
+def new_bubble(conversation: Conversation, question_id: str, *, insisted: bool = False) -> Bubble:
+    answer = Answer(str(uuid4()), question_id, conversation.thread_id, insisted=insisted)
+    return Bubble(
+        answer, conversation.language, flush_s=settings.flush_ms / 1000, props=lambda one: props_of(conversation, one)
+    )
+
+
+def props_of(conversation: Conversation, answer: Answer) -> dict[str, Any]:
+    return answer.props(
+        legs,
+        conversation.session.remote,
+        shown=conversation.preferences.show_receipts,
+        labels=labels is not None,
+        attachments=conversation.session.attachments.sources,
+        language=conversation.language,
+    )
 
 
 @contextlib.asynccontextmanager
-async def under_way(conversation: Conversation, bubble: "Bubble") -> AsyncIterator[None]:
+async def under_way(conversation: Conversation, bubble: Bubble) -> AsyncIterator[None]:
     """One turn of a conversation, which Stop and a closed tab end; whatever goes wrong is told in its bubble."""
     # Chainlit forgets the task of an edited message, so Stop and a closed tab cancel the one that is kept here.
-    conversation.turn = asyncio.current_task()
+    conversation.turn, conversation.bubble = asyncio.current_task(), bubble
     try:
         yield
     except asyncio.CancelledError:
         await bubble.stop()
         raise
     except RagError as error:
-        await bubble.fail(str(error))
+        await bubble.fail(error)
     except Exception as error:
         # Chainlit would show an empty turn.
         log.exception("A turn failed")
-        await bubble.fail(
-            f"Small First itself failed ({type(error).__name__}). The terminal has the details. Ask again."
-        )
+        await bubble.fail(RagError(say("chat.failed", kind=type(error).__name__)))
     finally:
+        if bubble.answer.turn:
+            conversation.answers[bubble.answer.id] = bubble.answer
+            await tell_totals(conversation)
         if conversation.turn is asyncio.current_task():
-            conversation.turn = None
+            conversation.turn = conversation.bubble = None
 
 
-@cl.action_callback("good")
-@cl.action_callback("bad")
-async def label(action: cl.Action) -> None:
-    """A thumb was pressed: it is kept in the place of the other one; the one that is kept is taken back."""
-    said = Answer.of(action)
-    if said is None or labels is None or said.turn is None:
-        return
-    kind: Kind = "good" if action.name == "good" else "bad"
-    if said.kept == kind:
-        said.kept = None if labels.remove(said.id) else kind
-    elif labels.add(said.id, said.turn, kind):
-        said.kept = kind
-    else:
-        await cl.context.emitter.send_toast("This could not be kept. The terminal says why.", "warning")
-    await said.show_actions()
-
-
-@cl.action_callback("ask_larger")
-async def ask_larger(action: cl.Action) -> None:
-    """The question of an answer is asked once more, of the larger model."""
-    conversation, said = conversations.of(cl.context.session.id), Answer.of(action)
-    if conversation is None or conversation.busy or said is None or said.turn is None or not said.may_ask_larger:
-        return
-    # From here to the task there is no await: a second press finds the conversation busy. The task goes on when the
-    # request of this press has been answered, and Stop finds it as it finds that of a message.
-    conversation.turn = cl.context.session.current_task = asyncio.create_task(ask_again(conversation, said))
-    keep(conversation.turn)
-
-
-async def ask_again(conversation: Conversation, said: "Answer") -> None:
-    assert said.turn is not None, "only an answer has the button"
-    if labels is not None:
-        labels.add(said.id, said.turn, "asked_larger")
-    answered = False
-    await cl.context.emitter.task_start()
-    try:
-        said.may_ask_larger = False
-        await said.show_actions()
-        # As Chainlit does around a message; without it, the answer would have no button to copy it.
-        async with cl.Step(name="on_message", type="run", parent_id=said.question_id):
-            bubble = Bubble(said.question_id, insists=True)
-            async with under_way(conversation, bubble):
-                with conversation.asked_anew(said.question_id):
-                    await run_turn(said.turn["question"], conversation.session, bubble, mode="llm", insist=True)
-                answered = bubble.turn is not None
-    finally:
-        if not answered:
-            said.may_ask_larger = True  # it was stopped, or failed
-            await said.show_actions()
-        await cl.context.emitter.task_end()
+async def run_turn(
+    question: str,
+    conversation: Conversation,
+    bubble: Bubble,
+    *,
+    mode: Mode | None = None,
+    insist: bool = False,
+    fresh: bool = False,
+) -> None:
+    turn_events = cascade.answer(
+        question,
+        session=conversation.session,
+        legs=legs,
+        settings=conversation.preferences.applied(settings),
+        mode=mode,
+        id=bubble.answer.question_id,
+        trace=bubble.trace,
+        insist=insist,
+        fresh=fresh,
+        fitted=fitted(),
+    )
+    async with contextlib.aclosing(turn_events) as events:
+        async for event in events:
+            match event:
+                case cascade.Phase(detail=detail):
+                    bubble.say(detail)
+                case cascade.Token(text=text):
+                    bubble.add(text)
+                case cascade.Escalating(reason=reason):
+                    await bubble.start_over(say("chat.escalating", reason=reason))
+                case cascade.Failed(error=error):
+                    raise error
+                case cascade.Answered(turn=turn):
+                    await bubble.show(turn)
 
 
 @cl.on_stop
@@ -326,7 +418,7 @@ async def leave() -> None:
     conversation = conversations.of(here.id)
     if conversation is None or not isinstance(here, WebsocketSession):
         return
-    if here.to_clear:  # a new chat was begun
+    if here.to_clear:  # a new chat was begun, or another one opened
         if conversation.turn is not None:
             # What it says last would bring back the session's folder and messages after Chainlit has deleted them.
             conversation.turn.cancel()
@@ -347,265 +439,145 @@ async def leave() -> None:
     keep(asyncio.create_task(end_if_gone()))
 
 
-async def run_turn(
-    question: str, session: Session, bubble: "Bubble", *, mode: Mode | None = None, insist: bool = False
-) -> None:
-    turn_events = cascade.answer(
-        question,
-        session=session,
-        legs=legs,
-        settings=settings,
-        mode=mode,
-        id=bubble.question_id,
-        trace=bubble.trace,
-        insist=insist,
-    )
-    async with contextlib.aclosing(turn_events) as events:
-        async for event in events:
-            match event:
-                case cascade.Phase(detail=detail):
-                    await bubble.say(detail)
-                case cascade.Token(text=text):
-                    bubble.add(text)
-                case cascade.Escalating(reason=reason):
-                    await bubble.start_over(f"Asking the other model: {reason}")
-                case cascade.Failed(error=error):
-                    raise error
-                case cascade.Answered(turn=turn):
-                    await bubble.show(turn)
+# --- what can be done about an answer ------------------------------------------------------------------------------
 
 
-class Reading:
-    """The message about uploads: which is being read and for how long, then what became of each."""
-
-    def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
-        self._message = cl.Message("", author="Documents")
-        self._failures: list[str] = []
-
-    async def run(self, uploads: list[Any], *, asked: bool) -> bool:
-        """Read them one after another; False if that was stopped, which the message then tells."""
-        before = self._conversation.last_number
-        stopped = False
-        for number, upload in enumerate(uploads, 1):
-            place = f" ({number} of {len(uploads)})" if len(uploads) > 1 else ""
-            try:
-                async with self._progress(f"Reading {plain(shown(upload.name))}{place}"):
-                    await self._attach(upload)
-            except DocumentError as error:
-                self._failures.append(f"Not attached. {plain(str(error))}")
-            except OSError as error:
-                name = plain(shown(upload.name))
-                self._failures.append(f"Not attached. {name} did not arrive whole ({error.strerror}). Add it again.")
-            except asyncio.CancelledError:
-                stopped = True
-                break
-        await self._finish(before, stopped=stopped, asked=asked)
-        return not stopped
-
-    async def _attach(self, upload: Any) -> Ingest:
-        """Chainlit deletes the file when it likes, so it is read at once."""
-        data = await asyncio.to_thread(Path(upload.path).read_bytes)
-        reading = asyncio.create_task(asyncio.to_thread(self._conversation.attach, data, upload.name))
-        try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            # A thread cannot be cancelled. Whether the document is attached is known only when it has ended.
-            while not reading.done():
-                self._conversation.session.attachments.stop()
-                await asyncio.wait([reading], timeout=0.1)
-            reading.exception()
-            raise
-
-    @contextlib.asynccontextmanager
-    async def _progress(self, words: str) -> AsyncIterator[None]:
-        async def show() -> None:
-            began = time.monotonic()
-            await self._message.stream_token(f"{words} …", is_sequence=True)
-            while True:
-                await asyncio.sleep(1)
-                await self._message.stream_token(f"{words} … {time.monotonic() - began:.0f} s", is_sequence=True)
-
-        showing = asyncio.create_task(show())
-        try:
-            yield
-        finally:
-            showing.cancel()
-            await asyncio.wait([showing])
-
-    async def _finish(self, before: int, *, stopped: bool, asked: bool) -> None:
-        attached = self._conversation.documents(after=before)
-        lines = list(self._failures)
-        if attached:
-            lines.insert(0, "1 document attached." if len(attached) == 1 else f"{len(attached)} documents attached.")
-            self._message.elements = [
-                cl.CustomElement(name="Attachments", props={"documents": attached}, display="inline")
-            ]
-        if stopped:
-            lines.append(
-                "Stopped reading. What is not listed here is not attached." if attached else "Stopped reading."
-            )
-        elif attached and not asked:
-            lines.append("Ask something about it." if len(attached) == 1 else "Ask something about them.")
-        self._message.content = "\n\n".join(lines)
-        reports = self._conversation.reports(after=before)
-        self._message.metadata = {"documents": [report.to_dict() for report in reports]}
-        # First the list, so that the message finds its documents in it.
-        await show_documents(self._conversation)
-        await self._message.send()
+async def pressed(action: cl.Action) -> tuple[Conversation, Answer] | None:
+    """Whose button it was; None, and somebody is told, for a conversation or an answer that is no more."""
+    conversation = conversations.of(cl.context.session.id)
+    id = action.payload.get("answer")
+    answer = conversation.answers.get(id) if conversation is not None and isinstance(id, str) else None
+    if conversation is None or answer is None:
+        await cl.context.emitter.send_toast(told(say("chat.gone"), language()), "warning")
+        return None
+    return conversation, answer
 
 
-def plain(text: str) -> str:
-    """So that the page's Markdown shows it as it is: __init__.py is a name, not bold."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text)
+async def refresh(conversation: Conversation, answer: Answer) -> None:
+    """Show the receipt as it is now."""
+    if answer.element_id is None:
+        return
+    props = props_of(conversation, answer)
+    element = cl.CustomElement(id=answer.element_id, name="Receipt", props=props, display="inline")
+    await element.send(for_id=answer.id)
 
 
-def by_larger(turn: cascade.Turn) -> bool:
-    """Another model may have stood in for it."""
-    return turn.escalated or (turn.mode == "llm" and all(draft.leg == "llm" for draft in turn.drafts))
+@cl.action_callback("good")
+@cl.action_callback("bad")
+async def label(action: cl.Action) -> None:
+    """A thumb was pressed: it is kept in the place of the other one; the one that is kept is taken back."""
+    if (found := await pressed(action)) is None or labels is None:
+        return
+    conversation, answer = found
+    kind: Any = "good" if action.name == "good" else "bad"
+    if not answer.answered:
+        return
+    if answer.kept == kind:
+        done = labels.remove(answer.id)
+        answer.kept, answer.comment = (None, "") if done else (kind, answer.comment)
+    elif done := labels.add(answer.id, answer.turn, kind, answer.comment):
+        answer.kept = kind
+    if not done:
+        await cl.context.emitter.send_toast(told(say("chat.label_failed"), conversation.language), "warning")
+    await refresh(conversation, answer)
 
 
-class Answer(cl.Message):
-    """An answer with what can be done about it: a thumb, and to ask the larger model.
-
-    What the page sends back of a button names the message and decides nothing: all else stands here.
-    """
-
-    def __init__(self, question_id: str) -> None:
-        super().__init__("")
-        self.question_id = question_id
-        self.turn: dict[str, Any] | None = None
-        """None until it is answered, and where it never was."""
-        self.kept: Kind | None = None
-        """The thumb that is kept."""
-        self.may_ask_larger = False
-        self._showing = asyncio.Lock()
-
-    @classmethod
-    def of(cls, action: cl.Action) -> "Answer | None":
-        """The answer under which the button stands; None if it is no more, or in a conversation that went elsewhere."""
-        id = action.payload.get("answer")
-        return next((said for said in cl.chat_context.get() if isinstance(said, cls) and said.id == id), None)
-
-    async def show_actions(self) -> None:
-        async with self._showing:  # two presses at once would leave two rows
-            await self.remove_actions()
-            self.actions = self.offered()
-            for action in self.actions:
-                await action.send(for_id=self.id)
-
-    def offered(self) -> list[cl.Action]:
-        if self.turn is None:
-            return []
-        payload = {"answer": self.id}
-        actions = []
-        if labels is not None:
-            for kind, icon, tooltip in THUMBS:
-                kept = self.kept == kind
-                actions.append(
-                    cl.Action(
-                        name=kind,
-                        payload=payload,
-                        icon=icon,
-                        label=f"Kept: {kind}" if kept else "",
-                        tooltip="Kept on this machine. Press to take it back" if kept else tooltip,
-                    )
-                )
-        if self.may_ask_larger:
-            anyway = " anyway" if self.turn["refused"] else ""
-            # Nothing leaves this machine unawares.
-            where = f" (sends text to {legs.llm.where})" if legs.llm.remote else ""
-            actions.append(
-                cl.Action(
-                    name="ask_larger",
-                    payload=payload,
-                    icon="arrow-up-right",
-                    label=f"Ask the larger model{anyway}{where}",
-                    tooltip=f"Asks {legs.llm.model} the same question",
-                )
-            )
-        return actions
+@cl.action_callback("comment")
+async def comment(action: cl.Action) -> None:
+    """A word about a thumb."""
+    if (found := await pressed(action)) is None or labels is None:
+        return
+    conversation, answer = found
+    text = action.payload.get("comment")
+    if answer.kept is None or not isinstance(text, str):
+        return
+    text = " ".join(text.split())[:COMMENT_CHARS]
+    if labels.add(answer.id, answer.turn, answer.kept, text):
+        answer.comment = text
+    else:
+        await cl.context.emitter.send_toast(told(say("chat.label_failed"), conversation.language), "warning")
+    await refresh(conversation, answer)
 
 
-class Bubble:
-    """One answer in the chat, as it grows: what is being done, then the text, then the receipt.
+@cl.action_callback("keep_short")
+async def keep_short(action: cl.Action) -> None:
+    """The small model's answer takes the larger one's place, here and in what the models know of the conversation."""
+    if (found := await pressed(action)) is None:
+        return
+    conversation, answer = found
+    if "keep_short" not in answer.offers(legs, conversation.session.remote):
+        return
+    answer.keep_short()
+    earlier = conversation.session.history
+    for place, exchange in enumerate(earlier):
+        if exchange.id == answer.question_id:
+            earlier[place] = replace(exchange, answer=answer.turn["answer"], refused=False)
+    for message in cl.chat_context.get():
+        if message.id == answer.id:
+            message.content, message.metadata, message.elements = text_of(answer.shown), answer.turn, []
+            await message.update()
+    await refresh(conversation, answer)
+    await tell_totals(conversation)
 
-    Text is sent in batches, because the browser renders the whole answer again for each: thousands of small ones take it
-    longer than the model.
-    """
 
-    def __init__(self, question_id: str, *, insists: bool = False) -> None:
-        self.question_id = question_id
-        self.trace = Trace()
-        self.text = ""
-        self.turn: cascade.Turn | None = None
-        self._insists = insists
-        self._message = Answer(question_id)
-        self._sent = 0
-        self._pump: asyncio.Task[None] | None = None
-        self._shows_text = False
+@cl.action_callback("ask_larger")
+@cl.action_callback("retry")
+async def ask_anew(action: cl.Action) -> None:
+    """The question of an answer is asked once more, of the larger model or as it was asked before."""
+    if (found := await pressed(action)) is None:
+        return
+    conversation, answer = found
+    if conversation.busy:
+        await cl.context.emitter.send_toast(told(say("chat.busy"), conversation.language), "info")
+        return
+    if action.name not in answer.offers(legs, conversation.session.remote):
+        return
+    # From here to the task there is no await: a second press finds the conversation busy. The task goes on when the
+    # request of this press has been answered, and Stop finds it as it finds that of a message.
+    work = ask_larger(conversation, answer) if action.name == "ask_larger" else retry(conversation, answer)
+    conversation.turn = cl.context.session.current_task = asyncio.create_task(work)
+    keep(conversation.turn)
 
-    def start_clock(self) -> None:
-        self.trace = Trace()
 
-    async def say(self, phase: str) -> None:
-        """Show what is being done, until there is text."""
-        if not self.text:
-            await self._message.stream_token(f"{phase} …", is_sequence=True)
+async def ask_larger(conversation: Conversation, answer: Answer) -> None:
+    """Both answers stand, one below the other."""
+    if legs.llm.leaves and conversation.session.remote == "ask":
+        # The button says where the text goes: who presses it allows that for this conversation.
+        conversation.session.remote = "allow"
+        cl.user_session.set(ALLOWED, True)
+    if labels is not None:
+        labels.add(answer.id, answer.turn, "asked_larger")
+    answer.asked = True
+    await refresh(conversation, answer)
+    if not await asked_anew(conversation, answer, mode="llm", insist=True):
+        answer.asked = False  # it was stopped, or failed
+        await refresh(conversation, answer)
 
-    def add(self, text: str) -> None:
-        self.text += text
-        if self._pump is None:
-            self._pump = asyncio.create_task(self._flush())
 
-    async def start_over(self, phase: str) -> None:
-        """What was shown does not stand."""
-        await self._stop_pump()
-        self.text, self._sent, self._shows_text = "", 0, False
-        await self.say(phase)
+async def retry(conversation: Conversation, answer: Answer) -> None:
+    """The new answer takes the former one's place, if there is one."""
+    mode: Mode | None = "llm" if answer.insisted else None
+    if await asked_anew(conversation, answer, mode=mode, insist=answer.insisted, fresh=answer.answered):
+        conversation.answers.pop(answer.id, None)
+        for message in cl.chat_context.get():
+            if message.id == answer.id:
+                await message.remove()
+        await tell_totals(conversation)
 
-    async def show(self, turn: cascade.Turn) -> None:
-        sources = "  \n".join(f"[{c.marker}] {c.passage.place}" for c in turn.citations)
-        notes = "\n\n".join(f"*{note}*" for note in turn.notes)
-        self.turn = turn
-        self._message.turn = self._message.metadata = turn.to_dict()
-        self._message.elements = [cl.CustomElement(name="Receipt", props=turn.to_dict(), display="inline")]
-        # Where nothing was found, or the larger model has just refused, asking it brings nothing new.
-        refused = turn.refused and bool(turn.hits) and not self._insists
-        self._message.may_ask_larger = refused or not (turn.refused or by_larger(turn))
-        self._message.actions = self._message.offered()
-        await self.finish("\n\n".join(part for part in (turn.answer, sources, notes) if part))
 
-    async def stop(self) -> None:
-        """What was written stays, with the time that it took."""
-        props = {"stopped": True, "trace": self.trace.to_dict()}
-        self._message.elements = [cl.CustomElement(name="Receipt", props=props, display="inline")]
-        await self.finish(f"{self.text}\n\n*Stopped.*".strip())
-
-    async def fail(self, text: str) -> None:
-        self._message.is_error = True
-        self._message.metadata = {"error": text, "trace": self.trace.to_dict()}
-        await self.finish("\n\n".join(part for part in (self.text, text) if part))
-
-    async def finish(self, content: str) -> None:
-        await self._stop_pump()
-        self._message.content = content
-        if not self._message.metadata:
-            self._message.metadata = {"trace": self.trace.to_dict()}
-        await self._message.send()
-
-    async def _flush(self) -> None:
-        while self._sent < len(self.text):
-            # The first text takes the place of the phase; the rest is added to it.
-            piece, first = self.text[self._sent :], not self._shows_text
-            self._sent, self._shows_text = len(self.text), True
-            await self._message.stream_token(piece, is_sequence=first)
-            # The longer the answer, the more each batch costs the browser.
-            await asyncio.sleep(settings.flush_ms / 1000 * (1 + len(self.text) / 4000))
-        self._pump = None
-
-    async def _stop_pump(self) -> None:
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait([self._pump])
-            self._pump = None
+async def asked_anew(conversation: Conversation, answer: Answer, **how: Any) -> bool:
+    """Was it answered?"""
+    question = next((one.content for one in cl.chat_context.get() if one.id == answer.question_id), None)
+    if question is None:
+        return False  # it was edited away
+    await cl.context.emitter.task_start()
+    try:
+        # As Chainlit does around a message; without it, the answer would have no button to copy it.
+        async with cl.Step(name="on_message", type="run", parent_id=answer.question_id):
+            bubble = new_bubble(conversation, answer.question_id, insisted=bool(how.get("insist")))
+            async with under_way(conversation, bubble):
+                with conversation.asked_anew(answer.question_id):
+                    await run_turn(question, conversation, bubble, **how)
+            return bubble.answer.answered
+    finally:
+        await cl.context.emitter.task_end()

@@ -47,8 +47,8 @@ async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Defaults, with a cache folder of the test's own and none of a .env file."""
-    return Settings(_env_file=None, cache_dir=tmp_path / "cache")  # type: ignore[call-arg]
+    """Defaults, with folders of the test's own and none of a .env file."""
+    return Settings(_env_file=None, cache_dir=tmp_path / "cache", data_dir=tmp_path / "data")  # type: ignore[call-arg]
 
 
 @pytest.fixture(scope="session")

@@ -1,53 +1,105 @@
-"""Who holds a conversation, what its key opens, and what ends with it; real documents, no server."""
+"""Who holds a conversation, who takes it over, and what ends with it; real documents, no server."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rag.corpus.library import Library
 from rag.errors import DocumentError, UserError
+from rag.serve.answer import Answer
 from rag.serve.conversations import Conversation, Conversations
+from rag.serve.preferences import Preferences
 from rag.turn.session import Exchange, Session
 
 
-def begin(conversations: Conversations, holder: str, library: Library) -> Conversation:
-    return conversations.begin(holder, Session(library))
+def begin(conversations: Conversations, holder: str, library: Library, thread_id: str = "") -> Conversation:
+    chosen = Preferences.of(library.settings)
+    return conversations.begin(holder, thread_id or f"thread of {holder}", Session(library), chosen, "en")
 
 
-def test_each_conversation_has_a_key_of_its_own(library: Library) -> None:
+def alone(library: Library, most_documents: int = 3) -> Conversation:
+    return begin(Conversations(most_documents), "mine", library)
+
+
+def test_who_opens_a_thread_takes_its_conversation_over_with_its_documents(library: Library) -> None:
     conversations = Conversations(most_documents=3)
-    keys = {begin(conversations, f"holder {number}", library).key for number in range(50)}
-    assert len(keys) == 50
-    assert min(map(len, keys)) >= 43, "256 bits"
-
-
-def test_the_key_hands_over_the_conversation_and_its_documents(library: Library) -> None:
-    conversations = Conversations(most_documents=3)
-    mine = begin(conversations, "before", library)
+    mine = begin(conversations, "before", library, "thread")
     mine.attach(b"The zeppelin flies.", "zeppelin.txt")
-    fresh = begin(conversations, "after", library)
-    assert conversations.take_over(fresh.key, "after") is None, "it has that one already"
-    assert conversations.take_over(mine.key[:-1], "after") is None
-    assert conversations.of("after") is fresh
-    assert conversations.take_over(mine.key, "after") == (mine, "before")
+    begin(conversations, "after", library)
+    assert conversations.of_thread("thread") is mine
+    assert conversations.of_thread("thre") is None
+    conversations.take_over(mine, "after")
     assert conversations.of("before") is None
     assert conversations.of("after") is mine
     assert len(conversations) == 1
+    conversations.take_over(mine, "after")
+    assert conversations.of("after") is mine, "it has that one already"
     conversations.end("before")  # its time ran out; that is nobody's any more
     assert [document["source"] for document in mine.documents()] == ["zeppelin.txt"]
 
 
-def test_an_ended_conversation_holds_nothing_and_its_key_opens_nothing(library: Library) -> None:
+def test_an_ended_conversation_holds_nothing(library: Library) -> None:
     conversations = Conversations(most_documents=3)
-    mine = begin(conversations, "mine", library)
+    mine = begin(conversations, "mine", library, "thread")
     mine.attach(b"The zeppelin flies.", "zeppelin.txt")
     assert len(mine.session.attachments.index) == len(library.index) + 1
     conversations.end("mine")
     assert mine.documents() == []
     assert len(mine.session.attachments.index) == len(library.index)
-    assert conversations.take_over(mine.key, "thief") is None
+    assert conversations.of_thread("thread") is None
     assert len(conversations) == 0
+
+
+async def test_closing_waits_for_what_turns_say_last(library: Library) -> None:
+    conversations = Conversations(most_documents=3)
+    mine = begin(conversations, "mine", library)
+    said = []
+
+    async def turn() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            said.append("stopped")
+
+    mine.turn = asyncio.create_task(turn())
+    await asyncio.sleep(0)
+    await conversations.close()
+    assert said == ["stopped"]
+    assert len(conversations) == 0
+
+
+def test_a_document_comes_back_from_the_history_with_its_number(library: Library) -> None:
+    before = alone(library)
+    before.attach(b"The submarine dives.", "submarine.txt")
+    report = before.attach(b"The zeppelin flies over the frobnicator.", "zeppelin.txt")
+    passages = before.session.attachments.opening("zeppelin.txt")
+    after = alone(library)
+    after.attach_again(2, report, passages, "upload")
+    assert after.documents() == before.documents(after=1)
+    assert len(after.session.attachments.index) == len(library.index) + 1
+    assert not after.first_seen("upload"), "an edited question brings its files again"
+    after.attach(b"The balloon floats.", "balloon.txt")
+    assert [document["number"] for document in after.documents()] == [2, 3]
+
+
+def test_leave_that_one_conversation_gave_stays_until_somebody_chooses_otherwise(library: Library) -> None:
+    mine = alone(library)
+    mine.session.remote = "allow"
+    mine.choose(replace(mine.preferences, mode="slm"))
+    assert (mine.session.mode, mine.session.remote) == ("slm", "allow")
+    mine.choose(replace(mine.preferences, remote="never"))
+    assert mine.session.remote == "never"
+
+
+def test_an_edited_question_takes_the_answers_below_it(library: Library) -> None:
+    mine = alone(library)
+    for number in range(3):
+        mine.answers[f"a{number}"] = Answer(f"a{number}", f"q{number}", "thread")
+    mine.forget_after("q1", ["q0", "a0", "q1"])
+    assert list(mine.answers) == ["a0"]
 
 
 async def test_the_end_ends_a_turn_under_way(library: Library) -> None:
@@ -60,7 +112,7 @@ async def test_the_end_ends_a_turn_under_way(library: Library) -> None:
 
 
 def test_a_document_is_removed_by_a_number_that_is_never_given_again(library: Library) -> None:
-    mine = Conversation(Session(library), "mine", most_documents=3)
+    mine = alone(library)
     mine.attach(b"The zeppelin flies.", "zeppelin.txt")
     mine.attach(b"The submarine dives.", "submarine.txt")
     mine.attach(b"The zeppelin lands.", "zeppelin.txt")
@@ -80,7 +132,7 @@ def test_a_document_is_removed_by_a_number_that_is_never_given_again(library: Li
 
 
 def test_there_is_an_end_to_what_one_conversation_holds(library: Library, tmp_path: Path) -> None:
-    mine = Conversation(Session(library), "mine", most_documents=2)
+    mine = alone(library, most_documents=2)
     mine.attach(b"The zeppelin flies.", "zeppelin.txt")
     mine.attach(b"The submarine dives.", "submarine.txt")
     with pytest.raises(DocumentError, match=r"balloon\.txt is one too many: at most 2 documents.*Remove one first"):
@@ -92,7 +144,7 @@ def test_there_is_an_end_to_what_one_conversation_holds(library: Library, tmp_pa
 
 
 def test_an_upload_is_new_once(library: Library) -> None:
-    mine = Conversation(Session(library), "mine", most_documents=3)
+    mine = alone(library)
     assert mine.first_seen("a")
     assert not mine.first_seen("a")
     assert mine.first_seen("b")

@@ -1,36 +1,62 @@
-"""Which conversation a browser tab is in, and how the tab finds it again after a reload.
+"""Which conversation a browser tab is in, and who takes it over when its page is loaded again.
 
 Chainlit begins a new session at each load of its page and keeps the former one until its timeout, with nobody in it. Here
-a conversation has a holder (the id of a Chainlit session) and a key that only its own tab knows; whoever shows the key
-becomes the holder. Knows nothing of Chainlit's events, nor of what is said in a conversation.
+a conversation has a holder (the id of a Chainlit session) and the id of its thread in the history; who opens the thread
+becomes the holder, once Chainlit has seen that the thread is his. Knows nothing of Chainlit's events.
 """
 
 import asyncio
 import contextlib
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rag.corpus.documents import Ingest, shown
+from rag.corpus.documents import Ingest, Passage, shown
 from rag.errors import DocumentError, UserError
+from rag.serve.answer import Answer
+from rag.serve.preferences import Preferences
 from rag.turn.session import Session
+
+CLOSE_S = 2.0
 
 
 class Conversation:
-    """A session as one tab has it: its key, its turn under way, and a number for each attached document.
+    """A session as one tab has it: what was chosen, its answers, its turn under way, and a number for each document.
 
     The numbers tell a document from an earlier one of the same name, whose report may still stand in the chat.
     """
 
-    def __init__(self, session: Session, holder: str, most_documents: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        preferences: Preferences,
+        holder: str,
+        thread_id: str,
+        language: str,
+        most_documents: int,
+    ) -> None:
         self.session = session
         self.holder = holder
-        self.key = secrets.token_urlsafe(32)
+        self.thread_id = thread_id
+        self.language = language
+        """Of who reads it."""
+        self.answers: dict[str, Answer] = {}
+        """By the ids of their messages, in the order in which they stand."""
+        self.preferences = preferences
+        session.mode, session.remote = preferences.mode, preferences.remote
         self.turn: asyncio.Task[Any] | None = None
+        self.bubble: Any = None
+        """The answer that is being written, as the door shows it."""
         self._most = most_documents
         self._last = 0
         self._numbers: dict[str, int] = {}
         self._seen: set[str] = set()
+
+    def choose(self, preferences: Preferences) -> None:
+        self.session.mode = preferences.mode
+        # What one conversation was allowed by a button stays, until somebody chooses otherwise.
+        if self.preferences.remote != preferences.remote:
+            self.session.remote = preferences.remote
+        self.preferences = preferences
 
     @property
     def busy(self) -> bool:
@@ -53,6 +79,11 @@ class Conversation:
             answered = len(self.session.history) > place
             self.session.history.extend(former[place + answered :])
 
+    def forget_after(self, question_id: str, messages: Sequence[str]) -> None:
+        """An edited question took with it what stood below it: only answers among `messages` are left."""
+        left = set(messages)
+        self.answers = {id: one for id, one in self.answers.items() if id in left and one.question_id != question_id}
+
     def first_seen(self, upload_id: str) -> bool:
         """An edited question brings its files again; one that was read, and perhaps removed since, is not read twice."""
         first = upload_id not in self._seen
@@ -70,6 +101,17 @@ class Conversation:
         self._last += 1
         self._numbers[source] = self._last
         return report
+
+    def attach_again(self, number: int, report: Ingest, passages: list[Passage], upload_id: str) -> None:
+        """A document that was read in an earlier run; `number` is the one that it had."""
+        self._seen.add(upload_id)
+        self.session.attachments.restore(report, passages)
+        self._numbers[report.source] = number
+        self._last = max(self._last, number)
+
+    def number_of(self, source: str) -> int | None:
+        """None for what is not attached."""
+        return self._numbers.get(source)
 
     def remove(self, number: int) -> None:
         """Forget a document; a number that stands for none is a UserError."""
@@ -116,29 +158,39 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._of)
 
-    def begin(self, holder: str, session: Session) -> Conversation:
+    def begin(
+        self, holder: str, thread_id: str, session: Session, preferences: Preferences, language: str
+    ) -> Conversation:
         self.end(holder)
-        self._of[holder] = conversation = Conversation(session, holder, self._most)
+        conversation = Conversation(session, preferences, holder, thread_id, language, self._most)
+        self._of[holder] = conversation
         return conversation
 
     def of(self, holder: str) -> Conversation | None:
         return self._of.get(holder)
 
-    def take_over(self, key: str, holder: str) -> tuple[Conversation, str] | None:
-        """The conversation of that key goes to `holder`, whose own ends. Returns it with its former holder.
+    def of_thread(self, thread_id: str) -> Conversation | None:
+        """The living conversation of a thread."""
+        return next((one for one in self._of.values() if one.thread_id == thread_id), None)
 
-        None, and nothing changes, if there is no such key or the holder has it already.
-        """
-        asked = key.encode("utf-8", "surrogatepass")
-        found = next((one for one in self._of.values() if secrets.compare_digest(one.key.encode(), asked)), None)
-        if found is None or found.holder == holder:
-            return None
-        former = found.holder
+    def take_over(self, conversation: Conversation, holder: str) -> None:
+        """It goes to `holder`, whose own ends."""
+        if conversation.holder == holder:
+            return
         self.end(holder)
-        del self._of[former]
-        found.holder = holder
-        self._of[holder] = found
-        return found, former
+        self._of.pop(conversation.holder, None)
+        conversation.holder = holder
+        self._of[holder] = conversation
+
+    async def close(self) -> None:
+        """Turns under way say what they have before they end."""
+        turns = [one.turn for one in self._of.values() if one.turn is not None]
+        for turn in turns:
+            turn.cancel()
+        if turns:
+            await asyncio.wait(turns, timeout=CLOSE_S)
+        for holder in list(self._of):
+            self.end(holder)
 
     def end(self, holder: str) -> None:
         """What the holder had attached is forgotten, and its memory freed."""

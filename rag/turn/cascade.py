@@ -19,6 +19,7 @@ from rag.models.legs import Answering, Pair
 from rag.settings import Mode, Settings
 from rag.trace import Trace
 from rag.turn import calibration, citations, confidence, evidence, overview, prompt, rewriting
+from rag.turn.bill import Bill, bill
 from rag.turn.calibration import Calibration
 from rag.turn.check import Check
 from rag.turn.citations import Citation
@@ -81,6 +82,22 @@ class Escalating:
 
 
 @dataclass(frozen=True)
+class SetAside:
+    """An answer that another took the place of."""
+
+    model: str
+    text: str
+    citations: tuple[Citation, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "answer": self.text,
+            "citations": [citation.to_dict() for citation in self.citations],
+        }
+
+
+@dataclass(frozen=True)
 class Turn:
     """One question, answered. `to_dict` is the contract that scripts and the chat's metadata rely on."""
 
@@ -99,8 +116,12 @@ class Turn:
     drafts: tuple[Draft, ...]
     hits: tuple[Hit, ...]
     citations: tuple[Citation, ...]
+    set_aside: SetAside | None
+    """The small model's whole answer, where the larger one's took its place: somebody may prefer it."""
     notes: tuple[str, ...]
     """What the user must know about this answer: who could not be asked, what was left out."""
+    bill: Bill
+    """Tokens, money and energy."""
     prompts: dict[str, Prompt]
     """What each leg was sent, for those who look inside; of it, the dictionary has the ledgers."""
     check: Check | None
@@ -123,7 +144,9 @@ class Turn:
             "drafts": [draft.to_dict() for draft in self.drafts],
             "hits": [hit.to_dict() for hit in self.hits],
             "citations": [citation.to_dict() for citation in self.citations],
+            "set_aside": self.set_aside.to_dict() if self.set_aside else None,
             "notes": list(self.notes),
+            "bill": self.bill.to_dict(),
             "ledger": {leg: built.ledger for leg, built in self.prompts.items()},
             "trace": self.trace.to_dict(),
         }
@@ -516,7 +539,14 @@ class _Work:
             # Of an overview, what was read: a first sentence for each heading is no result of a search.
             hits=self.hits if self.overview is None else self._read_most(),
             citations=cited,
+            set_aside=self._set_aside() if escalated else None,
             notes=tuple(self.notes),
+            bill=bill(
+                self.drafts,
+                self.trace,
+                self.settings,
+                remote=[leg.name for leg in (self.legs.slm, self.legs.llm) if leg.remote],
+            ),
             prompts=dict(self.prompts),
             check=self.check,
             fitted=self.calibration,
@@ -524,6 +554,15 @@ class _Work:
         )
         self.session.remember(Exchange(self.id, self.question, str(self.query), text, refused))
         return Answered(turn)
+
+
+    def _set_aside(self) -> SetAside | None:
+        whole = (draft for draft in self.drafts if draft.leg == "slm" and draft.finish_reason == "stop")
+        draft = next(whole, None)
+        if draft is None or confidence.is_refusal(draft.text) or not draft.text.strip():
+            return None
+        resolved = citations.resolve(draft.text, self.prompts["slm"].evidence, self.index.idf)
+        return SetAside(draft.model, resolved.text, resolved.citations)
 
 
 class _Watch:

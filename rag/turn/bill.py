@@ -1,0 +1,143 @@
+"""What one turn used: tokens, money, and an estimate of energy.
+
+Knows the drafts, the trace and the prices that the user set; knows no model, and asks nobody. A figure that these do not
+give is None, never a guess. Only the energy is an estimate, and of one assumption: `watts` is what the user says this
+machine draws while a model computes; nothing measures it.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rag.models.backend import Draft
+from rag.settings import Settings
+from rag.trace import Trace
+
+COMPUTING = ("first_token", "completion")
+"""The spans in which a model reads and writes; in the others we wait for somebody else."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a million tokens read and of a million written, in the currency of settings; None where nobody said."""
+
+    input: float | None
+    output: float | None
+
+    @classmethod
+    def of(cls, leg: str, settings: Settings, *, remote: bool) -> "Price":
+        """As it was set; a model that runs here costs nothing unless it was."""
+        unset = None if remote else 0.0
+        input, output = getattr(settings, f"{leg}_input_price"), getattr(settings, f"{leg}_output_price")
+        return cls(unset if input is None else input, unset if output is None else output)
+
+    def cost(self, input_tokens: int | None, output_tokens: int | None) -> float | None:
+        """(input tokens x input price + output tokens x output price) / 1,000,000; None if one of them is not known.
+
+        How much there was of what costs nothing need not be known.
+        """
+        whole = 0.0
+        for price, tokens in ((self.input, input_tokens), (self.output, output_tokens)):
+            if price == 0:
+                continue
+            if price is None or tokens is None:
+                return None
+            whole += price * tokens / 1e6
+        return whole
+
+
+@dataclass(frozen=True)
+class Bill:
+    """One turn's use, a rejected draft's too: it was computed."""
+
+    input_tokens: int | None
+    """Read by all models together, as their servers counted; None where none of them did."""
+    output_tokens: int | None
+    """Written by all models together; of a draft that was hung up on, those that were seen."""
+    at_least: bool
+    """More tokens were used than are counted: a server did not report, or was hung up on before it did."""
+    tokens_per_s: float | None
+    """Of the answering model, after its first token: (tokens - 1) / seconds of its `completion`."""
+    cost: float | None
+    """In `currency`; None where a price or a count is missing that it needs."""
+    currency: str
+    energy_j: float | None
+    """Estimate, joules: watts x seconds in which a model computed here. None where `watts` is 0.
+
+    Neither a server that the user named nor the loading of a model is counted: the first draws power elsewhere, as far
+    as we know, and the second serves later turns too.
+    """
+    watts: float
+    """Assumed by the user, not measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "at_least": self.at_least,
+            "tokens_per_s": None if self.tokens_per_s is None else round(self.tokens_per_s, 2),
+            # A token can cost a ten-millionth.
+            "cost": None if self.cost is None else round(self.cost, 10),
+            "currency": self.currency,
+            "cost_known": self.cost is not None,
+            "energy_j": None if self.energy_j is None else round(self.energy_j, 3),
+            "watts": self.watts,
+        }
+
+
+def bill(drafts: Sequence[Draft], trace: Trace, settings: Settings, *, remote: Collection[str] = ()) -> Bill:
+    """What a turn used, as far as it got; the last draft is the one that answers. `remote` are the legs elsewhere."""
+    lost = _without_draft(drafts, trace)
+    read = [draft.usage.input_tokens if draft.usage else None for draft in drafts]
+    written = [_written(draft) for draft in drafts]
+    costs = [
+        Price.of(draft.leg, settings, remote=draft.leg in remote).cost(read[number], _reported(draft))
+        for number, draft in enumerate(drafts)
+    ]
+    costs += [Price.of(leg, settings, remote=leg in remote).cost(None, None) for leg in lost]
+    return Bill(
+        input_tokens=_sum(read, lost),
+        output_tokens=_sum(written, lost),
+        at_least=bool(lost) or any(draft.usage is None for draft in drafts),
+        tokens_per_s=_speed(drafts[-1], trace) if drafts else None,
+        cost=None if None in costs else sum(cost for cost in costs if cost is not None),
+        currency=settings.currency,
+        energy_j=settings.watts * _computed_s(trace, remote) if settings.watts else None,
+        watts=settings.watts,
+    )
+
+
+def _reported(draft: Draft) -> int | None:
+    return draft.usage.output_tokens if draft.usage else None
+
+
+def _written(draft: Draft) -> int | None:
+    """Where the server did not count, the tokens that it showed; some servers show none."""
+    return draft.usage.output_tokens if draft.usage else len(draft.tokens) or (0 if not draft.text else None)
+
+
+def _sum(counts: Sequence[int | None], lost: Sequence[str]) -> int | None:
+    """Of the known ones; 0 where no model was asked."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known or not (counts or lost) else None
+
+
+def _without_draft(drafts: Sequence[Draft], trace: Trace) -> list[str]:
+    """The leg of each answer that a model began and of which no draft is left: stopped, broken off, or written anew."""
+    begun = Counter(span.leg for span in trace.spans if span.name == "first_token" and span.leg)
+    return list((begun - Counter(draft.leg for draft in drafts)).elements())
+
+
+def _speed(draft: Draft, trace: Trace) -> float | None:
+    written = _written(draft)
+    # The draft that stands is that leg's last.
+    spans = [span for span in trace.spans if span.name == "completion" and span.leg == draft.leg]
+    if not spans or not spans[-1].duration_ms or written is None or written < 2:
+        return None
+    return (written - 1) / (spans[-1].duration_ms / 1000)
+
+
+def _computed_s(trace: Trace, remote: Collection[str]) -> float:
+    spans = (span for span in trace.spans if span.name in COMPUTING and span.leg not in remote)
+    return sum(span.duration_ms or 0.0 for span in spans) / 1000

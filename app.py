@@ -20,12 +20,12 @@ from chainlit.session import WebsocketSession
 from chainlit.user_session import user_sessions
 from rag.serve.totals import totals
 
-from rag import terminal
+from rag import __version__, terminal
 from rag.corpus.library import Library
 from rag.errors import RagError, UserError
 from rag.lab.labels import FILE, Labels
 from rag.models.legs import Legs
-from rag.serve import api, history, status, words
+from rag.serve import api, history, login, status, words
 from rag.serve.answer import Answer, text_of
 from rag.serve.bubble import Bubble
 from rag.serve.conversations import Conversation, Conversations
@@ -33,6 +33,7 @@ from rag.serve.hardening import harden
 from rag.serve.preferences import Preferences
 from rag.serve.reading import Reading, tell_documents
 from rag.settings import Mode, Settings, app_home
+from rag.telemetry import Telemetry
 from rag.turn import calibration, cascade
 from rag.turn.session import Exchange, Session
 from rag.words import language_of, say, told
@@ -45,12 +46,15 @@ legs = Legs(settings)
 kept = history.open_history(settings)
 conversations = Conversations(most_documents=settings.session_uploads)
 labels = Labels(settings.cache_dir / FILE) if settings.labels else None
+telemetry = Telemetry(settings.otlp_endpoint, __version__)
 background: set[asyncio.Task[Any]] = set()
 following: list[asyncio.Task[None]] = []
 
 # The page's own limit, so that a file too large is refused before it is sent.
 if uploads := config.features.spontaneous_file_upload:
     uploads.max_size_mb = settings.upload_mb
+web_app.add_middleware(words.Tongue)
+login.install(settings, web_app)
 harden(
     web_app,
     sio,
@@ -59,7 +63,7 @@ harden(
     upload_mb=settings.upload_mb,
     session_uploads=settings.session_uploads,
 )
-for router in (status.router(legs, library), api.router(legs, library, settings), words.router(), history.router(kept)):
+for router in (status.router(legs, library), api.router(legs, library, settings, telemetry), words.router(), history.router(kept)):
     web_app.include_router(router)
     # Chainlit's own last route answers every other path with its page, so ours must stand before it.
     web_app.router.routes.insert(0, web_app.router.routes.pop())
@@ -129,6 +133,7 @@ async def stop() -> None:
     if labels is not None:
         labels.close()
     await kept.close()
+    await asyncio.to_thread(telemetry.close)
 
 
 @cl.data_layer
@@ -382,6 +387,7 @@ async def run_turn(
         insist=insist,
         fresh=fresh,
         fitted=fitted(),
+        telemetry=telemetry,
     )
     async with contextlib.aclosing(turn_events) as events:
         async for event in events:

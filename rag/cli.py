@@ -74,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     labels = command("labels", _labels, "show what was said of answers in the chat, or delete it", as_json)
     labels.add_argument("--clear", action="store_true", help="delete all of it")
 
+    users = command("users", _users, "say who may sign in to the chat (RAG_LOGIN=password)")
+    deeds = users.add_subparsers(required=True, metavar="ACTION", dest="action")
+    deeds.add_parser("list", help="their names", parents=[as_json])
+    for name, help in (("add", "a new user, whose password is asked for"), ("passwd", "another password for a user")):
+        added = deeds.add_parser(name, help=help)
+        added.add_argument("name", metavar="NAME")
+        added.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+    deeds.add_parser("remove", help="a user who may not sign in any more").add_argument("name", metavar="NAME")
+
     evaluate = command("evaluate", _evaluate, "measure retrieval, or whole answers, on a data set of questions")
     kinds = evaluate.add_subparsers(required=True, metavar="WHAT", dest="what")
     retrieval = kinds.add_parser("retrieval", help="recall@k, MRR, nDCG, time and memory", parents=[as_json])
@@ -144,6 +153,7 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
     from rag import terminal
     from rag.corpus.library import Library
     from rag.models.legs import Legs
+    from rag.telemetry import Telemetry
     from rag.turn import cascade
     from rag.turn.session import Session
 
@@ -160,6 +170,7 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
         terminal.notices.print(report.line, markup=False)
 
     legs = Legs(settings)
+    telemetry = Telemetry(settings.otlp_endpoint, __version__)
     try:
         first = legs.llm if settings.mode == "llm" else legs.slm
         if not first.state.usable:
@@ -168,7 +179,7 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
         live = terminal.is_interactive() and not arguments.json
         shown = False
         async with aclosing(
-            cascade.answer(arguments.question, session=session, legs=legs, settings=settings)
+            cascade.answer(arguments.question, session=session, legs=legs, settings=settings, telemetry=telemetry)
         ) as events:
             async for event in events:
                 match event:
@@ -191,6 +202,7 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
                         terminal.print_turn(turn, streamed=streamed)
     finally:
         await legs.close()
+        telemetry.close()
         session.attachments.close()
         library.close()
 
@@ -287,6 +299,50 @@ def _labels(arguments: argparse.Namespace) -> None:
             terminal.notices.print(
                 f"Nothing was said of an answer yet. It would be kept in {labels.path}", markup=False
             )
+
+
+def _users(arguments: argparse.Namespace) -> None:
+    from rag.serve.users import Users
+
+    settings = Settings.load()
+    users = Users(settings.data_dir)
+    match arguments.action:
+        case "list" if arguments.json:
+            print(json.dumps({"users": users.names()}, ensure_ascii=False))
+        case "list":
+            for name in users.names():
+                print(name)
+            if not users.names():
+                print(f"There is no user yet. They would be kept in {users.path}", file=sys.stderr)
+        case "add":
+            name = users.free(arguments.name)
+            users.add(name, _password(name, arguments.password_stdin))
+            print(f"{name} may sign in.")
+            if settings.login != "password":
+                print("The chat asks for passwords when it is started with RAG_LOGIN=password.", file=sys.stderr)
+        case "passwd":
+            name = users.known(arguments.name)
+            users.change(name, _password(name, arguments.password_stdin))
+            print(f"{name} has another password. Whoever was signed in with the former one is not any more.")
+        case "remove":
+            name = users.remove(arguments.name)
+            print(f"{name} may not sign in any more. Their conversations are still in {settings.data_dir}")
+
+
+def _password(name: str, from_stdin: bool) -> str:
+    """Asked for twice, or the first line of standard input."""
+    from getpass import getpass
+
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    try:
+        password = getpass(f"Password of {name}: ")
+        again = getpass("Once more: ")
+    except EOFError:
+        raise UserError("No password was typed. Type it, or give it with --password-stdin.") from None
+    if password != again:
+        raise UserError("These are two passwords. Nothing was changed; type the same one twice.")
+    return password
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rag import words
 from rag.corpus.library import Library
 from rag.errors import WeightsError
 from rag.models import weights
@@ -32,6 +33,9 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse_network)
+
+# A text that nobody wrote must not hide behind its key.
+words.strict = True
 
 # The developer's own settings must not decide what the tests see; child processes inherit this too.
 for name in [name for name in os.environ if name.startswith(("RAG_", "CHAINLIT_"))]:

@@ -6,13 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
@@ -20,21 +23,37 @@ READY_LIMIT_S = 90
 
 
 @contextmanager
-def chat(port: int, log: Path, *, ready: bool = True, **environment: str) -> Iterator[str]:
-    """`smallfirst chat` in a process of its own; yields its address once it listens and, if `ready`, can answer."""
+def chat(
+    port: int, log: Path, *, ready: bool = True, users: Mapping[str, str] | None = None, **environment: str
+) -> Iterator[str]:
+    """`smallfirst chat` in a process of its own; yields its address once it listens and, if `ready`, can answer.
+
+    With `users`, names and passwords, it asks for one of them; otherwise whoever is on this machine is let in. What it
+    keeps is thrown away with it, unless RAG_DATA_DIR says where.
+    """
     url = f"http://127.0.0.1:{port}"
-    with log.open("w") as out:
+    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data, log.open("w") as out:
+        inherited = {"RAG_DATA_DIR": data, **os.environ, **environment}
+        if users is not None:
+            inherited["RAG_LOGIN"] = "password"
+        for name, password in (users or {}).items():
+            smallfirst("users", "add", name, "--password-stdin", typed=password, **inherited)
         process = subprocess.Popen(
             [sys.executable, "-m", "rag.cli", "chat", "--no-open", "--port", str(port)],
-            cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            cwd=ROOT, env=inherited, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        headers: dict[str, str] = {}
         try:
             deadline = time.monotonic() + READY_LIMIT_S
             while True:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 try:
-                    with urllib.request.urlopen(f"{url}/status", timeout=2) as answer:
+                    if users and not headers:
+                        headers = signed_in(url, *next(iter(users.items())))
+                    with urllib.request.urlopen(
+                        urllib.request.Request(f"{url}/status", None, headers), timeout=2
+                    ) as answer:
                         status = json.load(answer)
                     if not ready or all(status[leg]["state"] in ("ready", "remote") for leg in ("slm", "llm")):
                         break
@@ -45,6 +64,24 @@ def chat(port: int, log: Path, *, ready: bool = True, **environment: str) -> Ite
         finally:
             process.terminate()
             process.wait(20)
+
+
+def smallfirst(*arguments: str, typed: str = "", **environment: str) -> str:
+    """What a command prints that must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rag.cli", *arguments], cwd=ROOT, env={**os.environ, **environment},
+        input=f"{typed}\n", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def signed_in(url: str, name: str, password: str) -> dict[str, str]:
+    """The Cookie header of somebody who has signed in, for every request and for the socket's handshake."""
+    form = urlencode({"username": name, "password": password}).encode()
+    with urllib.request.urlopen(f"{url}/login", form, timeout=30) as answer:
+        cookie = SimpleCookie(answer.headers["Set-Cookie"])
+    return {"Cookie": "; ".join(f"{key}={morsel.value}" for key, morsel in cookie.items())}
 
 
 class ScriptedServer:

@@ -24,7 +24,7 @@ import pytest
 import socketio
 from socketio.exceptions import ConnectionError as Refused
 
-from rag.serve.hardening import Rules, bad_connection, is_uuid
+from rag.serve.hardening import Rules, Uploads, bad_connection, is_uuid
 
 from .product import client_message
 
@@ -370,6 +370,23 @@ async def test_files_are_counted_for_the_conversation_and_refused_ones_are_not(h
         assert "At most 3 files" in next(a for a in answers if a.status_code == 403).json()["detail"]
 
 
+async def test_a_page_that_was_loaded_again_goes_on_counting(open_server: Server, hardened: Server) -> None:
+    thread_id = str(uuid4())
+    for _ in range(3):
+        session_id = str(uuid4())
+        async with connected(hardened, auth(session_id, thread_id)) as client:
+            assert (await upload(hardened, session_id)).status_code == 200
+            await client.emit("clear_session")
+    session_id = str(uuid4())
+    async with connected(hardened, auth(session_id, thread_id)):
+        assert (await upload(hardened, session_id)).status_code == 403
+    session_id = str(uuid4())
+    async with connected(hardened, auth(session_id)):
+        assert (await upload(hardened, session_id)).status_code == 200, "another conversation"
+    async with connected(open_server, auth(session_id)):
+        assert {(await upload(open_server, session_id)).status_code for _ in range(5)} == {200}
+
+
 @pytest.mark.parametrize("session_id", ["../x", "x", "", str(uuid4()).upper(), "{" + str(uuid4()) + "}"])
 async def test_a_file_route_takes_no_other_session_id_than_a_uuid(hardened: Server, session_id: str) -> None:
     assert (await upload(hardened, session_id)).status_code == 400
@@ -389,13 +406,9 @@ async def test_an_upload_to_no_session_is_refused(hardened: Server) -> None:
     [
         ("PUT", "/project/thread", {"threadId": "x'", "name": "n"}),
         ("DELETE", "/project/thread", {"threadId": "x'"}),
-        ("PUT", "/project/thread/share", {"threadId": "x'", "isShared": True}),
         ("GET", "/project/thread/x'", None),
-        ("GET", "/project/share/x'", None),
         ("GET", f"/project/thread/{uuid4()}/element/..", None),
         ("POST", "/set-session-cookie", {"session_id": "x; Path=/"}),
-        ("PUT", "/project/element", {"sessionId": str(uuid4()), "element": {"id": "../../x", "name": "Receipt"}}),
-        ("PUT", "/project/element", {"sessionId": str(uuid4()), "element": {"id": str(uuid4()), "name": "../x"}}),
         ("POST", "/project/action", [1]),
     ],
 )
@@ -445,6 +458,32 @@ async def test_the_list_of_routes_is_public_only_when_open(open_server: Server, 
         assert (await client.get(path)).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/feedback"),
+        ("DELETE", "/feedback"),
+        ("PUT", "/project/element"),
+        ("DELETE", "/project/element"),
+        ("PUT", "/project/thread/share"),
+        ("GET", f"/project/share/{uuid4()}"),
+        ("POST", "/auth/jwt"),
+        ("GET", "/auth/oauth/github"),
+        ("GET", "/ws/socket.io/?EIO=4&transport=polling"),
+        ("POST", "/mcp"),
+    ],
+)
+async def test_what_is_not_used_is_there_only_when_open(
+    open_server: Server, hardened: Server, method: str, path: str
+) -> None:
+    async with browser(open_server) as client:
+        answer = await client.request(method, path, json={})
+        assert answer.text != '{"detail":"Not found"}'
+    async with browser(hardened) as client:
+        answer = await client.request(method, path, json={})
+        assert (answer.status_code, answer.text) == (404, '{"detail":"Not found"}')
+
+
 async def test_a_frame_that_is_too_long_closes_the_socket(open_server: Server, hardened: Server) -> None:
     async with connected(open_server, auth(str(uuid4()))) as client:
         assert len(await say(client, "x" * 60_000)) > 60_000
@@ -487,6 +526,7 @@ def test_a_chainlit_that_is_built_otherwise_does_not_start(tmp_path: Path) -> No
         "cors": "app.user_middleware.pop()",
         "delete": "del WebsocketSession.delete",
         "routes": "server.router.routes[:] = [r for r in server.router.routes if r.path != '/project/file']",
+        "sessions": "sys.modules['chainlit.session'].ws_sessions_id = None",
         "contexts": "sys.modules['chainlit.chat_context'].chat_contexts = None",
     }
     source = """
@@ -554,6 +594,16 @@ def test_known_hosts(listen: str, host: str, known: bool) -> None:
 def test_known_origins(origin: str, host: str, known: bool) -> None:
     rules = Rules("127.0.0.1", allowed_origins=frozenset({"https://partner.example"}))
     assert rules.knows_origin(origin, host) is known
+
+
+def test_uploads_are_counted_for_as_many_conversations_as_were_used_last() -> None:
+    uploads = Uploads(most=1, remembered=2)
+    assert [uploads.take(thread) for thread in ("a", "a", "b", "a", "c", "b", "a")] == [
+        True, False, True, False, True, False, True,
+    ]  # fmt: skip
+    uploads.give_back("a")
+    uploads.give_back("a")
+    assert [uploads.take("a"), uploads.take("a")] == [True, False]
 
 
 def test_only_the_one_spelling_of_a_uuid_is_an_id() -> None:

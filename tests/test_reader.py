@@ -16,8 +16,10 @@ import psutil
 import pytest
 
 from rag.corpus.documents import ingest
+from rag.corpus.pages import Page, draw
 from rag.corpus.reader import Reader, ReadingStopped
 from rag.errors import DocumentError
+from rag.words import Said
 
 from . import files
 from .conftest import CORPUS
@@ -25,6 +27,8 @@ from .conftest import CORPUS
 GOOD = b"# Title\n\nOne sentence.\n"
 # Minutes of work for any parser, made in no time.
 SLOW = b"<html><body>" + b"<p>word <b>word</b></p>" * 400_000
+# Half a million times the whole page is painted over.
+SLOW_PAGE = files.pdf([") Tj ET " + "0 0 612 792 re f " * 500_000 + "BT (Text"])
 
 
 @pytest.fixture
@@ -373,3 +377,98 @@ def test_bad_input_costs_one_line_and_no_process(reader: Reader, data: bytes, na
     pid = reader.pid
     assert says in refusal(reader, data, name)
     assert reader.pid == pid
+
+
+# --- pages ---
+
+
+def unseen(reader: Reader, file: bytes | Path, source: str = "a.pdf", number: int = 1) -> Said:
+    """Why a page cannot be shown, which can be said in other languages; the next one can."""
+    with pytest.raises(DocumentError) as caught:
+        reader.draw(file, source, number)
+    assert reader.draw(files.pdf(["good"]), "good.pdf", 1).png
+    assert isinstance(caught.value.told, Said)
+    return caught.value.told
+
+
+@pytest.mark.parametrize("name", ["latency.pdf", "token-costs.pdf"])
+def test_a_page_comes_back_as_if_drawn_here(reader: Reader, name: str) -> None:
+    path = CORPUS / name
+    _, passages = ingest(path.read_bytes(), name, 700)
+    passage = next(passage for passage in passages if passage.page == 2)
+    quote = passage.text.split(". ")[-1]
+    for wanted in (True, False):
+        here = draw(path.read_bytes(), name, 2, quote, passage.text, wanted)
+        assert here.marks
+        for file in (path, path.read_bytes()):
+            assert reader.draw(file, name, 2, quote, passage.text, wanted) == here
+    assert reader.draw(path, name, 99, quote) == Page(b"", here.pages)
+
+
+def test_one_process_reads_and_draws_in_turn_for_many_threads(reader: Reader) -> None:
+    texts = [f"Sentence number {number}." for number in range(20)]
+
+    def both(number: int) -> bool:
+        page = reader.draw(files.pdf(texts), "a.pdf", number + 1, texts[number])
+        return bool(page.marks) and page.pages == 20 and reads(reader)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(both, range(20)))
+    assert reader.pid is not None
+
+
+def test_what_cannot_be_drawn_is_said_through_the_process(reader: Reader) -> None:
+    assert reads(reader)
+    pid = reader.pid
+    locked = unseen(reader, files.pdf(["x"], encrypted=True), "locked.pdf")
+    assert (locked.key, locked.values) == ("documents.protected", {"name": "locked.pdf"})
+    assert locked.startswith("locked.pdf is protected by a password")
+    assert unseen(reader, b"%PDF-1.4 torn").key == "documents.damaged"
+    assert reader.pid == pid
+
+
+def test_a_page_that_takes_too_long_is_given_up() -> None:
+    with Reader(passage_chars=700, timeout_s=1) as reader:
+        told = unseen(reader, SLOW_PAGE, "slow.pdf")
+    assert told.key == "documents.not_drawn"
+    assert told.startswith("Page 1 of slow.pdf cannot be shown: it takes more time or memory than is allowed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hold a process to its memory")
+def test_a_page_that_needs_too_much_memory_is_given_up() -> None:
+    with Reader(passage_chars=700, memory_mb=120) as reader:
+        big = files.pdf(["x"]) + b"%" + b" " * 120_000_000
+        assert unseen(reader, big).key == "documents.not_drawn"
+
+
+def test_a_process_that_was_killed_costs_only_the_page_it_drew(reader: Reader) -> None:
+    assert reads(reader)
+    first = reader.pid
+    assert first is not None
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(reader.draw, SLOW_PAGE, "slow.pdf", 1)
+        until(lambda: gone(first) or psutil.Process(first).cpu_times().user > 0.5)
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(DocumentError, match=r"Page 1 of slow\.pdf cannot be shown"):
+            slow.result(timeout=20)
+    assert reader.draw(files.pdf(["good"]), "good.pdf", 1).png
+    assert reader.pid != first
+
+
+def test_a_file_that_is_gone_or_no_file_is_not_drawn(reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / "target.pdf").write_bytes(files.pdf(["x"]))
+    (tmp_path / "link.pdf").symlink_to(tmp_path / "target.pdf")
+    os.mkfifo(tmp_path / "pipe.pdf")
+    assert reader.draw(tmp_path / "target.pdf", "target.pdf", 1).png
+    for name in ("gone.pdf", "link.pdf", "pipe.pdf"):
+        assert unseen(reader, tmp_path / name, name).key == "documents.not_drawn"
+
+
+def test_drawing_ends_with_the_reader() -> None:
+    reader = Reader(passage_chars=700)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(reader.draw, SLOW_PAGE, "slow.pdf", 1)
+        until(lambda: reader.pid is not None)
+        reader.close()
+        with pytest.raises(ReadingStopped):
+            slow.result(timeout=20)

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from rag.words import LANGUAGES
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -30,7 +32,12 @@ def test_everything_the_chat_needs_travels_inside(wheel: Path) -> None:
         assert f"rag/bundle/{needed}" in names
     documents = {path.name for path in (ROOT / "docs_corpus").iterdir()}
     assert {f"rag/bundle/docs_corpus/{name}" for name in documents} <= names
-    assert not [name for name in names if "translations" in name or name.startswith("tests/")]
+    assert not [name for name in names if name.startswith("tests/")]
+    tags = {language for language in LANGUAGES if language != "en"}
+    assert {f"rag/bundle/chainlit_{tag}.md" for tag in tags} <= names
+    files = {name.rpartition("/")[2] for name in names if "translations" in name}
+    assert files == {f"{tag}.json" for tag in (*tags, "en-US")}, "only our own; Chainlit brings the others"
+    assert {f"rag/words/{tag}/page.json" for tag in (*tags, "en")} <= names
 
 
 def test_it_answers_from_an_empty_folder(wheel: Path, small_weights: Path, tmp_path: Path) -> None:

@@ -1,419 +1,501 @@
-// The receipt under an answer: what a turn did, where its time went, and what the answer rests on.
+// The receipt under an answer: its sources, what can be done about it, and one quiet line that opens into what the turn
+// did, what it took and what the answer rests on.
 //
-// `props` is the Turn's dictionary, as in the message's metadata. Any part of it may be missing (a turn can be stopped,
-// or fail, at any point). It knows the names of the cascade's spans and nothing of how they come about; it asks nothing
-// of the server. Chainlit's style sheet is prebuilt, so widths and colours stand here, in the theme's variables.
+// `props` is the turn's dictionary in the reader's language and what the server knows of the answer: {answer_id, thread_id,
+// shown, kept, comment, offers, larger, standing, attachments}; any part may be missing. What a turn says in words is
+// public/turns.js; what outlives this element, which Chainlit makes anew at every turn, is public/receipts.js; passages
+// are shown by public/passages.js, which also sends the clicks on the answer's marks here ("smallfirst:cite"). The looks
+// are public/receipt.css.
 
-import { useId, useState } from 'react'
+import { useEffect, useId, useReducer, useRef, useState } from 'react'
+import { ArrowUpRight, Check, Copy, Download, RotateCcw, TextSearch, ThumbsDown, ThumbsUp, Undo2 } from 'lucide-react'
+import { useChatData } from '@chainlit/react-client'
+import { Tooltip, TooltipContent, TooltipProvider, TooltipTrigger } from '@/components/ui/tooltip'
 
-const SPANS = {
-  rewrite: 'rewriting the question',
-  retrieve: 'searching the documents',
-  load: 'starting the model',
-  cite: 'finding the sources',
-  prompt: 'preparing the prompt',
-  queue: 'waiting for the model',
-  request: 'request sent',
-  first_token: 'first token',
-  completion: 'completion',
-  judge: 'checking the answer',
+const { t, figures, passages, receipts, turns } = window.smallFirst
+const { list } = turns
+const COPIED_MS = 2000
+const COMMENT_LENGTH = 500
+
+/** Renders again when the page's words come, or are those of another language. */
+function useWords() {
+  const [, again] = useReducer((times) => times + 1, 0)
+  useEffect(() => {
+    window.addEventListener('smallfirst:words', again)
+    return () => window.removeEventListener('smallfirst:words', again)
+  }, [])
 }
 
-// These two enclose others: they become headings, not bars.
-const LEG_SPANS = ['draft', 'escalate']
-const LEGS = { slm: 'Small model', llm: 'Larger model' }
-
-const hsl = (variable, alpha) => `hsl(var(--${variable})${alpha === undefined ? '' : ` / ${alpha}`})`
-const COLOURS = { slm: hsl('chart-2'), llm: hsl('chart-3') }
-const QUIET = { color: hsl('muted-foreground') }
-const SMALL = { fontSize: '0.75rem', lineHeight: '1.15rem' }
-const FIGURES = { fontVariantNumeric: 'tabular-nums', whiteSpace: 'nowrap' }
-const WRAP = { overflowWrap: 'anywhere', whiteSpace: 'pre-wrap' }
-
-const isNumber = (value) => typeof value === 'number' && Number.isFinite(value)
-const list = (value) => (Array.isArray(value) ? value.filter((item) => item !== null && item !== undefined) : [])
-
-/** Milliseconds in the unit a person would use. */
-function time(ms) {
-  if (!isNumber(ms)) return '–'
-  if (ms < 1) return '<1 ms'
-  if (ms < 100) return `${Math.round(ms)} ms`
-  if (ms < 59950) return `${(ms / 1000).toFixed(ms < 9950 ? 2 : 1)} s`
-  const seconds = Math.round(ms / 1000)
-  return `${Math.floor(seconds / 60)} min ${seconds % 60} s`
+/** What a person has done with this receipt, and how to change it. */
+function useKept(answer) {
+  const [, again] = useReducer((times) => times + 1, 0)
+  useEffect(() => receipts.listen(again), [])
+  return [receipts.of(answer), (what) => receipts.change(answer, what)]
 }
 
-const figure = (value) => {
-  if (typeof value === 'boolean') return value ? 'yes' : 'no'
-  if (!isNumber(value)) return value === null || value === undefined ? '–' : String(value)
-  return Number.isInteger(value) ? value.toLocaleString('en-US') : value.toFixed(2)
-}
+// --- sources ---------------------------------------------------------------------------------------------------------
 
-// The turn's dictionary has numbers only; a person calls them by what the document is made of.
-const unit = (source) => (/\.pptm?x?$/i.test(source) ? 'slide' : /\.xlsm?x?$/i.test(source) ? 'sheet' : 'page')
-const place = ({ source, page, heading }) =>
-  [source, isNumber(page) ? `${unit(source)} ${page}` : null, list(heading).join(' › ')].filter(Boolean).join(' · ')
-
-function summary(turn) {
-  const trace = turn.trace || {}
-  const verdict = turn.verdict || null
-  const reason = verdict && verdict.reason
-  const lastDraft = list(turn.drafts).at(-1) || {}
-  const parts = [turn.model || lastDraft.model || (turn.stopped ? 'stopped' : 'no model answered')]
-  if (turn.escalated) parts.push(reason ? `escalated: ${reason}` : 'escalated')
-  if (isNumber(trace.ttft_ms)) parts.push(`first token ${time(trace.ttft_ms)}`)
-  if (isNumber(trace.total_ms) && trace.total_ms > 0) parts.push(`total ${time(trace.total_ms)}`)
-  if (!turn.escalated && turn.model && verdict && isNumber(verdict.score)) parts.push(`confidence ${figure(verdict.score)}`)
-  if (list(trace.spans).some((span) => !isNumber(span.duration_ms))) parts.push('stopped')
-  return parts.join(' · ')
-}
-
-/** Rows of the waterfall: spans in the order they began, an enclosing one before what lies in it. */
-function ordered(trace) {
-  return list(trace && trace.spans)
-    .filter((span) => isNumber(span.start_ms))
-    .map((span, index) => ({ ...span, index, encloses: LEG_SPANS.includes(span.name) }))
-    .sort((a, b) => a.start_ms - b.start_ms || b.encloses - a.encloses || a.index - b.index)
-}
-
-function Section({ title, children }) {
+function Sources({ citations, open }) {
+  if (!citations.length) return null
   return (
-    <section style={{ marginTop: '0.9rem' }}>
-      <h4 style={{ ...SMALL, margin: '0 0 0.3rem', fontWeight: 600 }}>{title}</h4>
-      {children}
-    </section>
+    <ul className="sf-chips" aria-label={t('page.sources')} data-testid="receipt-sources">
+      {citations.map((cited, index) => (
+        <li key={index}>
+          <button
+            type="button"
+            className="sf-chip"
+            data-act={`source-${index}`}
+            title={figures.place(cited)}
+            onClick={(event) => open(index, event.currentTarget)}
+          >
+            <span className="sf-number">{cited.marker}</span>
+            <span className="sf-document">{cited.source}</span>
+            {figures.unit(cited.source, cited.page) && (
+              <span className="sf-page">{figures.unit(cited.source, cited.page)}</span>
+            )}
+          </button>
+        </li>
+      ))}
+    </ul>
   )
 }
 
-function Folded({ title, children, testid }) {
+function Fold({ name, title, kept, change, children, ...more }) {
+  const folds = kept.folds || {}
   return (
-    <details style={{ marginTop: '0.45rem' }} data-testid={testid}>
-      <summary style={{ ...SMALL, ...QUIET, cursor: 'pointer', padding: '0.15rem 0' }}>{title}</summary>
+    <details
+      className="sf-fold"
+      open={Boolean(folds[name])}
+      onToggle={({ currentTarget: { open } }) => open !== Boolean(folds[name]) && change({ folds: { ...folds, [name]: open } })}
+      {...more}
+    >
+      <summary data-act={name}>{title}</summary>
       {children}
     </details>
   )
 }
 
-function Waterfall({ turn }) {
-  const rows = ordered(turn.trace)
-  if (!rows.length) return <p style={QUIET}>No times were recorded.</p>
-  const ends = rows.map((span) => span.start_ms + (isNumber(span.duration_ms) ? span.duration_ms : 0))
-  const total = Math.max(isNumber(turn.trace.total_ms) ? turn.trace.total_ms : 0, ...ends, 0.001)
-  const model = (leg) => (list(turn.drafts).find((draft) => draft.leg === leg) || {}).model
-  const percent = (ms) => `${Math.min(100, Math.max(0, (100 * ms) / total)).toFixed(2)}%`
-  const row = {
-    display: 'grid',
-    gridTemplateColumns: 'minmax(5.2rem, 11rem) minmax(4rem, 1fr) 3.4rem',
-    columnGap: '0.5rem',
-    alignItems: 'center',
-    padding: '0.1rem 0',
-  }
+/** What a model wrote and the answer does not say: nothing that was seen while it streamed is lost. */
+function SetAside({ turn, kept, change }) {
+  return turns.setAside(turn).map((aside, index) => (
+    <Fold key={index} name={`aside-${index}`} title={aside.title} kept={kept} change={change} data-testid="receipt-rejected">
+      {/* Removed from the answer, and still to be read: a line through it would hinder that. */}
+      <del>{aside.text}</del>
+      {aside.writer && <p className="sf-quiet">{aside.writer}</p>}
+    </Fold>
+  ))
+}
+
+// --- the opened receipt ----------------------------------------------------------------------------------------------
+
+function Section({ title, children }) {
   return (
-    <ol style={{ listStyle: 'none', margin: 0, padding: 0 }}>
-      {rows.map((span) => {
-        const closed = isNumber(span.duration_ms)
-        const length = closed ? time(span.duration_ms) : 'stopped'
-        const named = span.leg ? LEGS[span.leg] || span.leg : null
-        if (span.encloses) {
-          const name = model(span.leg) || (span.leg === 'slm' ? null : turn.model)
-          return (
-            <li key={span.index} style={{ ...row, gridTemplateColumns: '1fr 3.4rem', paddingTop: '0.45rem' }}>
-              <span style={{ fontWeight: 600, overflowWrap: 'anywhere' }}>
-                <span
-                  aria-hidden="true"
-                  style={{
-                    display: 'inline-block',
-                    width: '0.55rem',
-                    height: '0.55rem',
-                    borderRadius: '50%',
-                    marginRight: '0.4rem',
-                    background: COLOURS[span.leg] || hsl('chart-1'),
-                  }}
-                />
-                {[named || 'Model', name].filter(Boolean).join(': ')}
-              </span>
-              <span style={{ ...FIGURES, ...QUIET, textAlign: 'right' }}>{length}</span>
-            </li>
-          )
-        }
-        const colour = COLOURS[span.leg] || hsl('chart-1')
-        return (
-          <li key={span.index} style={row} title={`${span.name}: from ${time(span.start_ms)} on, ${length}`}>
-            <span style={{ ...QUIET, paddingLeft: span.leg ? '0.6rem' : 0 }}>{SPANS[span.name] || span.name}</span>
-            <span
-              aria-hidden="true"
-              style={{ position: 'relative', height: '0.5rem', borderRadius: '2px', background: hsl('muted', 0.6) }}
-            >
+    <section>
+      <h4>{title}</h4>
+      {children}
+    </section>
+  )
+}
+
+const colour = (leg) => `hsl(var(--chart-${{ slm: 2, llm: 3 }[leg] || 1}))`
+const part = (share) => `${(100 * share).toFixed(2)}%`
+
+function Waterfall({ turn }) {
+  const rows = turns.waterfall(turn)
+  if (!rows.length) return <p className="sf-quiet">{t('page.no_times')}</p>
+  return (
+    <ol className="sf-waterfall">
+      {rows.map((row, index) =>
+        row.heading ? (
+          <li key={index} className="sf-leg">
+            <span>
+              <span className="sf-dot" style={{ background: colour(row.leg) }} aria-hidden="true" />
+              {row.text}
+            </span>
+            <span className="sf-length">{row.length}</span>
+          </li>
+        ) : (
+          <li key={index}>
+            <span className={row.leg ? 'sf-step sf-inner' : 'sf-step'}>{row.text}</span>
+            <span className="sf-track" aria-hidden="true">
               <span
                 data-testid="receipt-bar"
-                data-span={span.name}
-                data-leg={span.leg || ''}
+                data-span={row.name}
+                data-leg={row.leg}
+                className={row.share === null ? 'sf-broken' : undefined}
                 style={{
-                  position: 'absolute',
-                  top: 0,
-                  bottom: 0,
                   // Work of a moment must still be seen, also at the far end.
-                  left: `min(${percent(span.start_ms)}, calc(100% - 2px))`,
-                  width: percent(closed ? span.duration_ms : total - span.start_ms),
-                  minWidth: '2px',
-                  borderRadius: '2px',
-                  background: closed
-                    ? colour
-                    : `repeating-linear-gradient(135deg, ${colour} 0 3px, transparent 3px 6px)`,
+                  left: `min(${part(row.start)}, calc(100% - 2px))`,
+                  width: part(row.share === null ? 1 - row.start : row.share),
+                  color: colour(row.leg),
                 }}
               />
             </span>
-            <span style={{ ...FIGURES, textAlign: 'right' }}>{length}</span>
+            <span className="sf-length">{row.length}</span>
           </li>
-        )
-      })}
+        ),
+      )}
     </ol>
   )
 }
 
-function Judgement({ verdict, escalated, asked }) {
-  const { score, threshold, accepted, reason } = verdict
-  if (!asked) {
-    return (
-      <Section title="Why was no model asked?">
-        <p style={{ margin: 0 }}>
-          The documents seem silent: {reason}, at least {Math.round(100 * threshold)}% is asked for.
-        </p>
-      </Section>
-    )
-  }
-  const signals = Object.entries(verdict.signals || {})
-  const cell = { padding: '0.1rem 0.9rem 0.1rem 0', textAlign: 'left', fontWeight: 400, verticalAlign: 'top' }
-  const outcome = accepted
-    ? 'The small model’s answer was accepted.'
-    : escalated
-      ? 'The small model’s answer was not accepted, so the larger model was asked.'
-      : 'The small model’s answer was not accepted.'
+function Signals({ rows }) {
   return (
-    <Section title="Was the first answer good enough?">
-      <p style={{ margin: 0 }}>
-        {outcome}
-        {reason ? ` Reason: ${reason}.`.replace(/\.\.$/, '.') : ''}
-        {isNumber(score) && isNumber(threshold)
-          ? ` Confidence ${figure(score)}; at least ${figure(threshold)} is needed.`
-          : ''}
-      </p>
-      {signals.length > 0 && (
-        <table style={{ borderCollapse: 'collapse', marginTop: '0.35rem' }} aria-label="Signals of the confidence">
-          <tbody>
-            {signals.map(([name, value]) => (
-              <tr key={name}>
-                <th scope="row" style={{ ...cell, ...QUIET }}>
-                  {name.replaceAll('_', ' ')}
-                </th>
-                <td style={{ ...cell, ...WRAP, fontVariantNumeric: 'tabular-nums' }}>
-                  {typeof value === 'object' && value !== null ? JSON.stringify(value) : figure(value)}
-                </td>
-              </tr>
-            ))}
-          </tbody>
-        </table>
+    <table>
+      <tbody>
+        {rows.map(({ looked, seen }) => (
+          <tr key={looked}>
+            <th scope="row">{looked}</th>
+            <td>{seen}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  )
+}
+
+function Verdict({ turn, kept, change }) {
+  const verdict = turns.verdict(turn)
+  if (!verdict) return null
+  const { score, threshold, calibrated, seen, closer } = verdict
+  return (
+    <Section title={t(verdict.asked ? 'page.verdict' : 'page.verdict_unasked')}>
+      <p>{verdict.outcome}</p>
+      {score !== null && threshold !== null && (
+        <div className="sf-scale">
+          <span className="sf-track" aria-hidden="true">
+            <span style={{ width: part(score), color: colour('slm') }} />
+            <span className="sf-tick" style={{ left: part(threshold) }} />
+          </span>
+          <span>
+            {t(calibrated ? 'page.sure' : 'page.sure_uncalibrated', {
+              score: figures.percent(score),
+              threshold: figures.percent(threshold),
+            })}
+          </span>
+        </div>
+      )}
+      {seen.length > 0 && <Signals rows={seen} />}
+      {closer.length > 0 && (
+        <Fold name="closer" title={t('page.looked_closer', { count: closer.length })} kept={kept} change={change}>
+          <Signals rows={closer} />
+        </Fold>
       )}
     </Section>
   )
 }
 
-function Passage({ lead, passage, text }) {
+function Ledger({ turn }) {
+  const ledgers = turns.ledgers(turn)
+  if (!ledgers.length) return null
   return (
-    <li style={{ margin: '0 0 0.5rem' }}>
-      <span style={{ overflowWrap: 'anywhere' }}>
-        {lead ? <span style={{ fontWeight: 600 }}>{lead} </span> : null}
-        {place(passage)}
-      </span>
-      {text ? (
-        <blockquote
-          style={{
-            ...QUIET,
-            ...WRAP,
-            margin: '0.15rem 0 0',
-            padding: '0 0 0 0.6rem',
-            borderLeft: `2px solid ${hsl('border')}`,
-          }}
-        >
-          {text}
-        </blockquote>
-      ) : null}
-    </li>
-  )
-}
-
-function Sources({ citations, hits }) {
-  const cited = (hit) => citations.some((c) => c.source === hit.source && c.start < hit.end && hit.start < c.end)
-  const others = hits.filter((hit) => !cited(hit))
-  const plain = { listStyle: 'none', margin: 0, padding: 0 }
-  const marker = (value) => (/^\d+$/.test(String(value)) ? `[${value}]` : value)
-  return (
-    <Section title="Sources">
-      {citations.length > 0 ? (
-        <ul style={plain}>
-          {citations.map((citation, index) => (
-            <Passage key={index} lead={marker(citation.marker)} passage={citation} text={citation.quote} />
-          ))}
-        </ul>
-      ) : (
-        <p style={{ ...QUIET, margin: 0 }}>
-          {hits.length ? 'The answer cites none of the passages found.' : 'No passage was found.'}
-        </p>
-      )}
-      {others.length > 0 && (
-        <Folded
-          testid="receipt-passages"
-          title={
-            citations.length > 0
-              ? `${others.length} other ${others.length === 1 ? 'passage' : 'passages'} found`
-              : `${others.length} ${others.length === 1 ? 'passage' : 'passages'} found`
-          }
-        >
-          <ul style={{ ...plain, marginTop: '0.3rem' }}>
-            {others.map((hit, index) => (
-              <Passage
-                key={index}
-                passage={{ ...hit, heading: [hit.heading, isNumber(hit.score) && `score ${figure(hit.score)}`].filter(Boolean).join(' · ') }}
-                text={hit.text}
-              />
-            ))}
-          </ul>
-        </Folded>
-      )}
-    </Section>
-  )
-}
-
-function Drafts({ drafts }) {
-  const counted = drafts.filter((draft) => draft.usage && isNumber(draft.usage.output_tokens))
-  if (!counted.length) return null
-  return (
-    <Section title="Tokens">
-      {counted.map((draft, index) => (
-        <p key={index} style={{ margin: 0 }}>
-          <span style={QUIET}>{draft.model || LEGS[draft.leg] || draft.leg}: </span>
-          {isNumber(draft.usage.input_tokens) ? `${figure(draft.usage.input_tokens)} read, ` : ''}
-          {figure(draft.usage.output_tokens)} written
-          {draft.finish_reason === 'length' ? ', cut at its limit' : ''}
-        </p>
+    <Section title={t('page.ledger')}>
+      {ledgers.map((ledger) => (
+        <div key={ledger.leg} className="sf-ledger" data-testid="receipt-ledger">
+          {ledgers.length > 1 && <p className="sf-strong">{ledger.title}</p>}
+          {ledger.share !== null && (
+            <span className="sf-track" aria-hidden="true">
+              <span className="sf-rest" style={{ width: part(ledger.share), color: colour(ledger.leg) }} />
+              <span style={{ width: part(Math.min(ledger.passages, ledger.share)), color: colour(ledger.leg) }} />
+            </span>
+          )}
+          <p>{ledger.told}</p>
+          <p>{t('page.ledger_sent', { what: ledger.sent })}</p>
+          {ledger.leftOut && <p>{t('page.ledger_left_out', { what: ledger.leftOut })}</p>}
+        </div>
       ))}
     </Section>
   )
 }
 
-const REFUSED = 'it says that this is not in the documents'
-const sentence = (text) => String(text).replace(/([^.!?…])$/, '$1.')
-
-/** Why a draft is not the answer. The verdict is of the small model's; it may have accepted a refusal as honest. */
-function why(turn, draft) {
-  const verdict = turn.verdict || {}
-  const judged = draft.leg === 'slm' || !list(turn.drafts).some((other) => other.leg === 'slm')
-  return judged && !verdict.accepted && verdict.reason ? verdict.reason : REFUSED
-}
-
-/** What a model wrote and the answer does not say: nothing that was seen while it streamed is lost. */
-function SetAside({ turn, drafts }) {
-  const aside = drafts.filter((draft) => draft.text && (turn.refused || (turn.escalated && draft.leg === 'slm')))
-  return aside.map((draft, index) => {
-    const words = String(draft.text).trim().split(/\s+/).length
-    const stopped = draft.finish_reason === null ? `stopped after ${words} ${words === 1 ? 'word' : 'words'}` : null
-    const writer = aside.length > 1 && LEGS[draft.leg] ? LEGS[draft.leg].toLowerCase() : 'model'
-    const title = turn.refused ? `What the ${writer} wrote, not shown as the answer` : 'The small model’s draft, set aside'
-    return (
-      <Folded key={index} testid="receipt-rejected" title={sentence(`${title}: ${why(turn, draft)}`)}>
-        <div style={{ margin: '0.2rem 0 0.5rem', padding: '0 0 0 0.7rem', borderLeft: `2px solid ${hsl('border')}` }}>
-          {/* Removed from the answer, and still to be read: a line through it would hinder that. */}
-          <del style={{ ...WRAP, ...QUIET, display: 'block', fontSize: '0.8125rem', textDecoration: 'none' }}>
-            {draft.text}
-          </del>
-          <span style={{ ...QUIET, overflowWrap: 'anywhere' }}>
-            {[draft.model, stopped].filter(Boolean).join(', ')}
-          </span>
-        </div>
-      </Folded>
-    )
-  })
-}
-
-export default function Receipt() {
-  const [open, setOpen] = useState(false)
-  const body = useId()
-  const turn = props || {}
-  const drafts = list(turn.drafts)
-  const notes = list(turn.notes)
-  const query = turn.query && turn.query !== turn.question ? String(turn.query) : null
+function Bill({ turn }) {
+  const rows = turns.bill(turn).map(([looked, seen]) => ({ looked, seen }))
   return (
-    <div style={{ ...SMALL, maxWidth: '100%', minWidth: 0 }} data-testid="receipt">
-      {query ? (
-        <p data-testid="receipt-query" style={{ ...QUIET, margin: 0, overflowWrap: 'anywhere' }}>
-          Searched for: {query}
-        </p>
-      ) : null}
-      <SetAside turn={turn} drafts={drafts} />
+    <>
+      {rows.length > 0 && (
+        <Section title={t('page.bill')}>
+          <Signals rows={rows} />
+        </Section>
+      )}
+      {(turn.model || turns.left(turn)) && (
+        <Section title={t('page.where')}>
+          <p>{turns.left(turn) ? t('page.where_left', { host: turns.left(turn), model: turn.model }) : t('page.where_here')}</p>
+        </Section>
+      )}
+    </>
+  )
+}
+
+function Notes({ notes }) {
+  if (!notes.length) return null
+  return (
+    <Section title={t('page.notes')}>
+      <ul>
+        {notes.map((note, index) => (
+          <li key={index}>{String(note)}</li>
+        ))}
+      </ul>
+    </Section>
+  )
+}
+
+function Line({ turn, kept, change }) {
+  const body = useId()
+  const open = Boolean(kept.open)
+  return (
+    <>
       <button
         type="button"
+        className="sf-line"
         data-testid="receipt-toggle"
+        data-act="line"
         aria-expanded={open}
         aria-controls={body}
-        onClick={() => setOpen(!open)}
-        style={{
-          ...SMALL,
-          ...QUIET,
-          display: 'inline-flex',
-          alignItems: 'baseline',
-          gap: '0.35rem',
-          maxWidth: '100%',
-          minHeight: '1.5rem',
-          padding: '0.15rem 0.25rem',
-          marginLeft: '-0.25rem',
-          borderRadius: '0.35rem',
-          textAlign: 'left',
-        }}
+        onClick={() => change({ open: !open })}
       >
-        <span style={{ overflowWrap: 'anywhere', fontVariantNumeric: 'tabular-nums' }}>{summary(turn)}</span>
-        <svg
-          aria-hidden="true"
-          width="10"
-          height="10"
-          viewBox="0 0 10 10"
-          style={{ flex: 'none', transform: open ? 'rotate(180deg)' : 'none' }}
-        >
+        <span>{turns.summary(turn).join(' · ')}</span>
+        <svg aria-hidden="true" width="10" height="10" viewBox="0 0 10 10">
           <path d="M1.5 3.5 5 7l3.5-3.5" fill="none" stroke="currentColor" strokeWidth="1.4" />
         </svg>
       </button>
-      <div
-        id={body}
-        data-testid="receipt-body"
-        hidden={!open}
-        style={{
-          marginTop: '0.3rem',
-          padding: '0.6rem 0.75rem 0.8rem',
-          border: `1px solid ${hsl('border')}`,
-          borderRadius: '0.6rem',
-          background: hsl('card'),
-          color: hsl('card-foreground'),
-        }}
-      >
+      <div id={body} className="sf-body" data-testid="receipt-body" hidden={!open}>
         {open && (
           <>
             <Waterfall turn={turn} />
-            {turn.verdict ? <Judgement verdict={turn.verdict} escalated={Boolean(turn.escalated)} asked={list(turn.drafts).length > 0} /> : null}
-            <Sources citations={list(turn.citations)} hits={list(turn.hits)} />
-            <Drafts drafts={drafts} />
-            {notes.length > 0 && (
-              <Section title="Notes">
-                <ul style={{ margin: 0, paddingLeft: '1.1rem', listStyle: 'disc' }}>
-                  {notes.map((note, index) => (
-                    <li key={index} style={{ overflowWrap: 'anywhere' }}>
-                      {String(note)}
-                    </li>
-                  ))}
-                </ul>
-              </Section>
+            <Verdict turn={turn} kept={kept} change={change} />
+            <Ledger turn={turn} />
+            <Bill turn={turn} />
+            <Notes notes={list(turn.notes)} />
+            {turn.thread_id && turn.answer_id && (
+              <a
+                className="sf-export"
+                data-act="export"
+                href={figures.address(`export/${turn.thread_id}/${turn.answer_id}.json`)}
+                download
+              >
+                <Download aria-hidden="true" size={14} />
+                {t('page.export_turn')}
+              </a>
             )}
           </>
         )}
       </div>
+    </>
+  )
+}
+
+// --- the buttons -----------------------------------------------------------------------------------------------------
+
+/** One button of the row: an icon alone has its name as a tooltip as well. */
+function Tool({ act, icon: Icon, name, text, busy, pressed, onClick, ...more }) {
+  const tool = (
+    <button
+      type="button"
+      className="sf-tool"
+      data-act={act}
+      aria-label={text ? undefined : name}
+      aria-disabled={busy || undefined}
+      aria-pressed={pressed}
+      onClick={(event) => !busy && onClick(event.currentTarget)}
+      {...more}
+    >
+      <Icon aria-hidden="true" size={16} />
+      {text && <span>{text}</span>}
+    </button>
+  )
+  if (text) return tool
+  return (
+    <Tooltip>
+      <TooltipTrigger asChild>{tool}</TooltipTrigger>
+      <TooltipContent>{name}</TooltipContent>
+    </Tooltip>
+  )
+}
+
+/** Puts the answer on the clipboard, as text and as it looks, with its sources and without the receipt. */
+async function copy(turn, root) {
+  const shown = root.closest('.message-content').cloneNode(true)
+  for (const ours of shown.querySelectorAll('.inline-custom')) ours.remove()
+  for (const mark of shown.querySelectorAll('a[href^="#source-"]')) mark.replaceWith(`[${mark.textContent}]`)
+  const text = turns.copied(turn, turn.answer || shown.textContent.trim())
+  const places = document.createElement('div')
+  for (const line of turns.copied(turn, '').split('\n')) places.appendChild(document.createElement('p')).textContent = line
+  shown.append(places)
+  if (navigator.clipboard && navigator.clipboard.write) {
+    const parts = { 'text/plain': text, 'text/html': shown.innerHTML }
+    const blobs = Object.entries(parts).map(([type, value]) => [type, new Blob([value], { type })])
+    return navigator.clipboard.write([new ClipboardItem(Object.fromEntries(blobs))])
+  }
+  // Over plain HTTP from another machine the page has no clipboard.
+  const box = document.createElement('textarea')
+  box.value = text
+  document.body.append(box)
+  box.select()
+  const done = document.execCommand('copy')
+  box.remove()
+  if (!done) throw new Error()
+}
+
+function CopyTool({ turn, root, fail }) {
+  const [copied, setCopied] = useState(false)
+  useEffect(() => {
+    const timer = copied && setTimeout(() => setCopied(false), COPIED_MS)
+    return () => clearTimeout(timer)
+  }, [copied])
+  return (
+    <Tool
+      act="copy"
+      data-testid="receipt-copy"
+      icon={copied ? Check : Copy}
+      name={t(copied ? 'page.copied' : 'page.copy')}
+      onClick={() =>
+        copy(turn, root.current).then(
+          () => setCopied(true),
+          () => fail(t('page.not_copied')),
+        )
+      }
+    />
+  )
+}
+
+function Comment({ turn, kept, change, press }) {
+  const comment = turn.comment || ''
+  const text = kept.comment ?? comment
+  if (!kept.asking) {
+    if (!comment) return null
+    return (
+      <button type="button" className="sf-said" data-act="said" onClick={() => change({ asking: true })}>
+        {t('page.comment_kept', { comment })}
+      </button>
+    )
+  }
+  const done = () => change({ asking: false, comment: undefined })
+  return (
+    <span className="sf-comment">
+      <input
+        type="text"
+        data-act="comment"
+        data-testid="receipt-comment"
+        aria-label={t('page.comment')}
+        placeholder={t('page.comment')}
+        maxLength={COMMENT_LENGTH}
+        value={text}
+        onChange={(event) => change({ comment: event.target.value })}
+        onKeyDown={(event) => {
+          if (event.nativeEvent.isComposing) return
+          if (event.key === 'Enter') press('comment', { comment: text.trim() }).then((said) => said && done())
+          if (event.key === 'Escape') done()
+        }}
+      />
+      <span className="sf-quiet">{t('page.comment_stays')}</span>
+    </span>
+  )
+}
+
+function Tools({ turn, kept, change, root, press, running, showFound }) {
+  const busy = Boolean(kept.pending)
+  const standing = ['good', 'bad'].includes(kept.pending) ? (kept.pending === turn.kept ? null : kept.pending) : turn.kept
+  const larger = turn.larger || {}
+  const host = larger.leaves ? larger.where : null
+  const thumb = (name) => press(name).then((done) => done && change({ asking: turn.kept !== name, comment: undefined }))
+  const offered = {
+    retry: { icon: RotateCcw, text: t('page.retry') },
+    ask_larger: {
+      icon: ArrowUpRight,
+      text: t(`page.ask_larger${turn.refused ? '_anyway' : ''}${host ? '_sends' : ''}`, { host }),
+      title: larger.model ? t('page.ask_larger_title', { model: larger.model }) : undefined,
+    },
+    keep_short: { icon: Undo2, text: t('page.keep_short'), title: t('page.keep_short_title') },
+  }
+  return (
+    <div className="sf-tools" role="group" aria-label={t('page.tools')} data-testid="receipt-tools">
+      {turn.kept !== undefined && !turn.stopped && (
+        <>
+          <Tool act="good" icon={ThumbsUp} name={t('page.good')} pressed={standing === 'good'} busy={busy} onClick={() => thumb('good')} />
+          <Tool act="bad" icon={ThumbsDown} name={t('page.bad')} pressed={standing === 'bad'} busy={busy} onClick={() => thumb('bad')} />
+        </>
+      )}
+      <CopyTool turn={turn} root={root} fail={(failed) => change({ failed })} />
+      {list(turn.offers)
+        .filter((name) => name in offered)
+        .map((name) => (
+          <Tool key={name} act={name} busy={busy || running} {...offered[name]} onClick={() => press(name)} />
+        ))}
+      {list(turn.hits).length > 0 && (
+        <Tool act="found" data-testid="receipt-passages" icon={TextSearch} text={t('page.show_found')} onClick={showFound} />
+      )}
+      {standing && <Comment turn={turn} kept={kept} change={change} press={press} />}
     </div>
+  )
+}
+
+// --- all of it -------------------------------------------------------------------------------------------------------
+
+export default function Receipt() {
+  useWords()
+  const own = useId()
+  const turn = props || {}
+  const answer = turn.answer_id || own
+  const [kept, change] = useKept(answer)
+  const { loading } = useChatData()
+  const root = useRef(null)
+  const citations = list(turn.citations)
+  const query = turn.query && turn.query !== turn.question ? String(turn.query) : null
+
+  const view = { answer, thread: turn.thread_id, uploads: list(turn.attachments), hits: list(turn.hits), citations }
+  const open = (index, opener) => passages.show({ ...view, kind: 'cited', index, opener })
+
+  useEffect(() => {
+    receipts.refocus(answer, root.current)
+    const hear = ({ detail: { marker, opener } }) => {
+      const index = citations.findIndex((cited) => String(cited.marker) === marker)
+      if (index >= 0) open(index, opener)
+    }
+    root.current.addEventListener('smallfirst:cite', hear)
+    return () => root.current && root.current.removeEventListener('smallfirst:cite', hear)
+  }, [])
+
+  /** True once the server has done it; what went wrong is told under the buttons. */
+  async function press(name, more) {
+    if (receipts.of(answer).pending) return false
+    change({ pending: name, failed: null })
+    try {
+      const said = await callAction({ name, payload: { answer, ...more } })
+      const failure = said ? said.response : t('page.not_connected')
+      change({ pending: null, failed: typeof failure === 'string' && failure ? failure : null })
+      return !(typeof failure === 'string' && failure)
+    } catch (error) {
+      change({ pending: null, failed: error.detail || t('page.not_done') })
+      return false
+    }
+  }
+
+  return (
+    <TooltipProvider delayDuration={300}>
+      <div ref={root} className="sf-receipt" data-testid="receipt" data-answer={answer} lang={window.smallFirst.language}>
+        <Sources citations={citations} open={open} />
+        {query && (
+          <p className="sf-quiet" data-testid="receipt-query">
+            {t('page.searched_for', { query })}
+          </p>
+        )}
+        <SetAside turn={turn} kept={kept} change={change} />
+        {turn.shown !== false && <Line turn={turn} kept={kept} change={change} />}
+        <Tools
+          turn={turn}
+          kept={kept}
+          change={change}
+          root={root}
+          press={press}
+          running={loading}
+          showFound={(opener) => passages.show({ ...view, kind: 'found', index: null, opener, query: turn.query || turn.question })}
+        />
+        {kept.failed && (
+          <p className="sf-failed" role="alert">
+            {kept.failed}
+          </p>
+        )}
+      </div>
+    </TooltipProvider>
   )
 }

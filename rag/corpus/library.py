@@ -376,6 +376,13 @@ class Attachments:
             self._rank()
         return report
 
+    def restore(self, report: Ingest, passages: list[Passage]) -> None:
+        """Make searchable again what was read before, without reading it."""
+        with self._lock:
+            self._documents.pop(report.source, None)
+            self._documents[report.source] = (report, passages)
+            self._rank()
+
     def stop(self) -> None:
         """End a reading under way; its `add` raises DocumentError."""
         if self._reader is not None:

@@ -1,13 +1,15 @@
-"""Reads files in a process of its own, so that a bad one costs only itself.
+"""Reads files, and draws pages of them, in a process of its own, so that a bad one costs only itself.
 
 Knows the worker: its limits of time and memory, its start, its end, and the few bytes that go between. What a file
-holds is `documents`'. Between the processes goes JSON with the file's bytes behind it, never pickle: a document that
-takes over the worker can tell lies about itself and nothing more.
+holds is `documents`', how a page looks `pages`'. Between the processes goes JSON with the file's bytes behind it, never
+pickle: a document that takes over the worker can tell lies about itself and nothing more.
 
-    request     8 bytes: length of the header; header: source, path or null, size, limits; then the file's bytes
-    reply       8 bytes: length; JSON: the report and its passages, or the sentence that says why not
+    request     8 bytes: length of the header; header: source, path or null, size, limits, and of which page a picture
+                is wanted, if one is; then the file's bytes
+    reply       8 bytes: length; JSON: the report and its passages, or the page, or the sentence that says why not
 """
 
+import base64
 import contextlib
 import errno
 import json
@@ -28,7 +30,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from rag.corpus.documents import Ingest, Passage, ingest, shown
+from rag.corpus.pages import Page, draw
 from rag.errors import DocumentError
+from rag.words import Said, say
 
 log = logging.getLogger("smallfirst")
 
@@ -77,22 +81,26 @@ class Reader:
 
         A path is opened by the worker and must name the file itself: a link is refused.
         """
-        if isinstance(file, bytes) and len(file) > self.largest_bytes:
-            raise _too_large(source, len(file), self.largest_bytes)
-        with self._one_at_a_time:
-            began = time.perf_counter()
-            worker = self._take(source)
-            try:
-                reply = worker.ask(self._request(file, source), file if isinstance(file, bytes) else b"")
-            except OSError:
-                raise self._lost(worker, source) from None
-            finally:
-                self._give_back(worker)
-            if "bug" in reply:
-                log.error("Reading %s failed:\n%s", shown(source), reply["bug"])
-            if reply.get("error") is not None:
-                raise DocumentError(str(reply["error"]))
-            return _unpacked(reply, source, (time.perf_counter() - began) * 1000)
+        reply, duration_ms = self._ask(file, source)
+        return unpacked(reply, source, duration_ms)
+
+    def draw(
+        self, file: bytes | Path, source: str, number: int, quote: str = "", passage: str = "", picture: bool = True
+    ) -> Page:
+        """One page of a PDF, from 1, and where `quote` stands on it; see `pages.draw`. Blocks, one after another.
+
+        Raises DocumentError, whose sentence is known in other languages.
+        """
+        wanted = {"number": number, "quote": quote, "passage": passage, "picture": picture}
+        try:
+            return _drawn(self._ask(file, source, wanted)[0])
+        except ReadingStopped:
+            raise
+        except DocumentError as error:
+            if isinstance(error.told, Said):
+                raise
+            log.warning("Page %d of %s was not drawn: %s", number, shown(source), error)
+            raise DocumentError(say("documents.not_drawn", name=shown(source), page=str(number))) from None
 
     def stop(self) -> None:
         """End what is being read, if anything is; that read raises ReadingStopped. The next one starts anew."""
@@ -120,9 +128,31 @@ class Reader:
         with self._state:
             return self._worker.process.pid if self._worker is not None else None
 
-    def _request(self, file: bytes | Path, source: str) -> dict[str, Any]:
+    def _ask(
+        self, file: bytes | Path, source: str, page: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], float]:
+        """The worker's reply, and how long it took, ms."""
+        if isinstance(file, bytes) and len(file) > self.largest_bytes:
+            raise _too_large(source, len(file), self.largest_bytes)
+        with self._one_at_a_time:
+            began = time.perf_counter()
+            worker = self._take(source)
+            try:
+                reply = worker.ask(self._request(file, source, page), file if isinstance(file, bytes) else b"")
+            except OSError:
+                raise self._lost(worker, source) from None
+            finally:
+                self._give_back(worker)
+            if "bug" in reply:
+                log.error("Reading %s failed:\n%s", shown(source), reply["bug"])
+            if reply.get("error") is not None:
+                raise DocumentError(_said(reply))
+            return reply, (time.perf_counter() - began) * 1000
+
+    def _request(self, file: bytes | Path, source: str, page: Mapping[str, Any] | None) -> dict[str, Any]:
         return {
             "source": source,
+            "page": page,
             "path": None if isinstance(file, bytes) else os.fspath(file),
             "size": len(file) if isinstance(file, bytes) else 0,
             "passage_chars": self.passage_chars,
@@ -281,7 +311,8 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
     return data
 
 
-def _unpacked(reply: Mapping[str, Any], source: str, duration_ms: float) -> tuple[Ingest, list[Passage]]:
+def unpacked(reply: Mapping[str, Any], source: str, duration_ms: float) -> tuple[Ingest, list[Passage]]:
+    """What `packed` made, also once it has been JSON. Name and duration are the caller's: a worker may lie about them."""
     unit, language = reply["unit"], reply["language"]
     passages = [
         Passage(id, source, page, unit, tuple(heading), start, end, text, language)
@@ -302,9 +333,22 @@ def _unpacked(reply: Mapping[str, Any], source: str, duration_ms: float) -> tupl
     return report, passages
 
 
-def _packed(report: Ingest, passages: list[Passage]) -> dict[str, Any]:
+def packed(report: Ingest, passages: list[Passage]) -> dict[str, Any]:
+    """Of a document that was read: what it needs to be searched again, ready for JSON."""
     rows = [(p.id, p.page, p.heading, p.start, p.end, p.text) for p in passages]
     return {**report.to_dict(), "error": None, "passages": rows}
+
+
+def _drawn(reply: Mapping[str, Any]) -> Page:
+    marks = tuple((float(left), float(top), float(width), float(height)) for left, top, width, height in reply["marks"])
+    return Page(base64.b64decode(reply["png"]), int(reply["pages"]), marks)
+
+
+def _said(reply: Mapping[str, Any]) -> str:
+    """The worker's sentence; what it knows of other languages came beside it."""
+    text = str(reply["error"])
+    key, values = reply.get("key"), reply.get("values")
+    return Said(text, key, values) if isinstance(key, str) and isinstance(values, dict) else text
 
 
 def _too_large(source: str, size: int, largest: int) -> DocumentError:
@@ -351,10 +395,14 @@ def _reply(request: Mapping[str, Any], data: bytes | None) -> tuple[bytes, bool]
             raise MemoryError
         if request["path"] is not None:
             data = contents(request["path"], source, request["largest_bytes"])
-        found = ingest(data, source, request["passage_chars"], ocr_s=request["timeout_s"] * OCR_SHARE)
+        if request["page"] is not None:
+            page = draw(data, shown(source), **request["page"])
+            reply = {"png": base64.b64encode(page.png).decode(), "pages": page.pages, "marks": page.marks}
+        else:
+            reply = packed(*ingest(data, source, request["passage_chars"], ocr_s=request["timeout_s"] * OCR_SHARE))
         # An allocator that has once been as large as half the limit may have no room in one piece for the next file.
-        last = _peak_mb() > memory_mb / 2
-        return json.dumps({**_packed(*found), "last": last}).encode(), last
+        reply["last"] = _peak_mb() > memory_mb / 2
+        return json.dumps(reply).encode(), reply["last"]
     except Exception as error:
         _limit_memory(memory_mb + ROOM_MB)
         # Libraries without memory fail in many ways, and what they then say of the file is not to be believed.
@@ -362,7 +410,10 @@ def _reply(request: Mapping[str, Any], data: bytes | None) -> tuple[bytes, bool]
         if isinstance(error, MemoryError) or (faulty and _most_address_space_mb() > memory_mb * 0.9):
             reply = {"error": _needs_memory(source, memory_mb), "last": True}
         elif isinstance(error, DocumentError):
-            reply = {"error": str(error), "last": False}
+            told = error.told
+            reply = {"error": told, "last": False}
+            if isinstance(told, Said):
+                reply |= {"key": told.key, "values": told.values}
         else:  # a fault of ours, which must not cost the other files
             said = f"{shown(source)} cannot be read ({type(error).__name__}). Save it in another format, then add it."
             reply = {"error": said, "bug": traceback.format_exc(), "last": True}

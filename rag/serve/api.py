@@ -22,6 +22,7 @@ from rag.corpus.library import Library
 from rag.errors import ModelBroke, ModelError, RagError, UserError
 from rag.models.legs import Legs
 from rag.settings import MODES, Mode, Settings
+from rag.telemetry import Telemetry
 from rag.turn import cascade
 from rag.turn.cascade import Turn
 from rag.turn.session import Exchange, Session
@@ -58,7 +59,9 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
 
 
-def router(legs: Legs, library: Library, settings: Settings) -> APIRouter:
+def router(
+    legs: Legs, library: Library, settings: Settings, telemetry: Telemetry | None = None
+) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
     @routes.get("/models")
@@ -72,7 +75,7 @@ def router(legs: Legs, library: Library, settings: Settings) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         try:
             wanted = ChatRequest.model_validate(await _json(request))
-            turn = _begin(wanted, legs, library, settings)
+            turn = _begin(wanted, legs, library, settings, telemetry)
         except (ValidationError, RequestValidationError) as error:
             first = error.errors()[0]
             return _error(UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}."))
@@ -93,7 +96,7 @@ async def _json(request: Request) -> Any:
 
 
 def _begin(
-    wanted: ChatRequest, legs: Legs, library: Library, settings: Settings
+    wanted: ChatRequest, legs: Legs, library: Library, settings: Settings, telemetry: Telemetry | None
 ) -> AsyncGenerator[cascade.Event, None]:
     mode = MODELS.get(wanted.model)
     if mode is None:
@@ -108,7 +111,9 @@ def _begin(
         elif message.role == "assistant" and asked is not None:
             session.remember(Exchange("", asked, asked, message.text))
             asked = None
-    return cascade.answer(wanted.messages[-1].text, session=session, legs=legs, settings=settings)
+    return cascade.answer(
+        wanted.messages[-1].text, session=session, legs=legs, settings=settings, telemetry=telemetry
+    )
 
 
 async def _texts(turn: AsyncGenerator[cascade.Event, None], mode: Mode) -> AsyncIterator[str | Turn]:

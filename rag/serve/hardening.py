@@ -5,8 +5,12 @@ middleware, the `Gate`, which stands before all routes and knows only paths, hea
 seen from there and are put into Chainlit 2.12 itself; each is looked for first, and if it is not where it was, the
 server does not start: an upgrade must not reopen a hole in silence.
 
-It knows nothing of models, documents or turns, and decides nothing about who may log in. It does not limit how often
-someone asks, and it does not replace TLS.
+It knows nothing of models, documents or turns, and decides nothing about who may sign in: that is rag/serve/login.py,
+whose Door stands behind the Gate. It does not limit how often someone asks, and it does not replace TLS.
+
+What belongs to one user and is asked for by another, Chainlit itself refuses in most places: lists, conversations,
+elements, names, uploads, files, actions, and sockets with somebody's session or kept conversation (tests/test_login.py
+asks for each). Where it does not, the table says so.
 
 The holes that it closes, each shown open and closed in tests/test_hardening.py:
 
@@ -18,7 +22,11 @@ The holes that it closes, each shown open and closed in tests/test_hardening.py:
     uploads are served as what their sender called them         typed by extension, attachment, nosniff, sandbox
     uploads are read whole before their size is looked at       Content-Length first, then counted as they come
     an empty upload is an internal error                        refused in words
-    any number of uploads                                       counted for each session
+    any number of uploads                                       counted for each conversation, over reloads
+    a conversation that is not kept yet can be joined           only its own user's sockets may name it
+    elements, thumbs and shares are written for anybody         404: this project uses none of these routes
+    a token can be renewed for ever                             404, and there is no OAuth either
+    long polling is served, frames of it are not followed       404: sockets only
     pictures in an answer load from anywhere                    Content-Security-Policy
     the page itself calls font and style servers                those lines are taken out of it
     the list of all routes is public                            404
@@ -30,7 +38,7 @@ import ipaddress
 import json
 import re
 import socket
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -111,14 +119,16 @@ HEADERS: Final[Mapping[str, str]] = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
-# Not offered by this project. Without the Gate, Chainlit's catch-all would answer some of them with its page.
-CLOSED: Final = re.compile(r"/(openapi\.json|docs(/.*)?|redoc|mcp|copilot/.*)")
+# Not offered by this project. Without the Gate, Chainlit's catch-all would answer some of them with its page. Elements
+# are closed because the ids in such a request may be another user's, feedback because nobody asks whose it is.
+CLOSED: Final = re.compile(
+    r"/(openapi\.json|docs(/.*)?|redoc|mcp|copilot/.*|feedback|project/(element|share/.*|thread/share)"
+    r"|auth/(jwt|oauth/.*)|ws/socket\.io(/.*)?)"
+)
 
 # Chainlit's own routes that take JSON with ids in it. Other routes of the application judge their bodies themselves.
-JSON_WITH_IDS: Final = re.compile(
-    r"/(project/(action|element|thread|thread/share|threads)|feedback|set-session-cookie)"
-)
-ID_IN_PATH: Final = re.compile(r"/project/(?:thread|share)/(?!share$)([^/]*)(?:/element/([^/]*))?/?")
+JSON_WITH_IDS: Final = re.compile(r"/(project/(action|thread|threads)|set-session-cookie)")
+ID_IN_PATH: Final = re.compile(r"/project/thread/([^/]*)(?:/element/([^/]*))?/?")
 
 FOREIGN_LINK: Final = re.compile(r"""<link\b[^>]*\bhref=["'](?:https?:)?//[^>]*>\s*""")
 
@@ -144,6 +154,7 @@ class Rules:
     extensions: tuple[str, ...] = EXTENSIONS
     upload_bytes: int = 10_000_000
     session_uploads: int = 20
+    """Of one conversation."""
     body_bytes: int = 2_000_000
     """Longest body of a request that is not an upload."""
 
@@ -215,23 +226,29 @@ def is_uuid_or_empty(value: object) -> bool:
 
 @dataclass
 class Uploads:
-    """How many files each living session has sent. Chainlit counts in the browser only, and for each choice anew."""
+    """How many files each conversation has been sent. Chainlit counts in the browser only, and for each choice anew.
+
+    A conversation outlives its sessions: a reloaded page, or one that was closed for an hour, goes on counting.
+    """
 
     most: int
-    sent: Counter[str] = field(default_factory=Counter)
+    remembered: int = 10_000
+    """Conversations; the one that was used last is the last to be forgotten."""
+    sent: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
-    def take(self, session_id: str) -> bool:
-        if self.sent[session_id] >= self.most:
+    def take(self, thread_id: str) -> bool:
+        count = self.sent.get(thread_id, 0)
+        if count >= self.most:
             return False
-        self.sent[session_id] += 1
+        self.sent[thread_id] = count + 1
+        self.sent.move_to_end(thread_id)
+        if len(self.sent) > self.remembered:
+            self.sent.popitem(last=False)
         return True
 
-    def give_back(self, session_id: str) -> None:
-        if self.sent[session_id] > 0:
-            self.sent[session_id] -= 1
-
-    def forget(self, session_id: str) -> None:
-        self.sent.pop(session_id, None)
+    def give_back(self, thread_id: str) -> None:
+        if self.sent.get(thread_id, 0) > 0:
+            self.sent[thread_id] -= 1
 
 
 @dataclass(frozen=True)
@@ -243,11 +260,12 @@ class Refusal:
 class Gate:
     """ASGI middleware before every route: refuses, counts, and puts headers on whatever answers."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, uploads: Uploads, session_lives: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, rules: Rules, uploads: Uploads, thread_of: Callable[[str], str | None]) -> None:
         self.app = app
         self.rules = rules
         self.uploads = uploads
-        self.session_lives = session_lives
+        self.thread_of = thread_of
+        """A living session's conversation; None of another session."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -269,13 +287,13 @@ class Gate:
         headers = Headers(scope=scope)
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         refusal = self.stranger(headers) or self.bad_request(path, query) or self.too_long(headers, limit, upload)
+        thread_id = self.thread_of(query["session_id"][0]) if upload and len(query.get("session_id", [])) == 1 else None
         if refusal is None and upload:
-            refusal = self.no_room(query)
+            refusal = self.no_room(query, thread_id)
         if refusal is not None:
             await answer.refuse(refusal)
             return
 
-        taken = query["session_id"][0] if upload else None
         body = Body(receive, limit, answer, self.too_long_text(upload))
         try:
             if JSON_WITH_IDS.fullmatch(path) and scope["method"] != "GET":
@@ -296,8 +314,8 @@ class Gate:
             await answer.refuse(Refusal(500, "Something went wrong in the server. Its log says what."))
             raise
         finally:
-            if taken is not None and answer.status != 200:
-                self.uploads.give_back(taken)
+            if thread_id is not None and answer.status != 200:
+                self.uploads.give_back(thread_id)
 
     def stranger(self, headers: Headers) -> Refusal | None:
         """Someone who came under another name, or a page of another site."""
@@ -330,14 +348,13 @@ class Gate:
             return Refusal(413, self.too_long_text(upload))
         return None
 
-    def no_room(self, query: Mapping[str, list[str]]) -> Refusal | None:
-        """Before a byte of an upload is read: is there a session, and may it send one more?"""
-        sessions = query.get("session_id", [])
-        if len(sessions) != 1:
+    def no_room(self, query: Mapping[str, list[str]], thread_id: str | None) -> Refusal | None:
+        """Before a byte of an upload is read: is there a session, and may its conversation have one more?"""
+        if len(query.get("session_id", [])) != 1:
             return Refusal(400, "An upload needs one session_id.")
-        if not self.session_lives(sessions[0]):
+        if thread_id is None:
             return Refusal(404, "This conversation has ended. Reload the page, then attach the file again.")
-        if not self.uploads.take(sessions[0]):
+        if not self.uploads.take(thread_id):
             return Refusal(
                 403, f"At most {self.uploads.most} files in one conversation. Start a new chat to add others."
             )
@@ -353,17 +370,11 @@ class Gate:
             return Refusal(400, "The body is not JSON.")
         if not isinstance(body, dict):
             return Refusal(400, "The body is not a JSON object.")
-        for part in (body, body.get("element"), body.get("feedback")):
-            for key in ("sessionId", "session_id", "threadId", "forId", "feedbackId"):
-                if isinstance(part, dict) and not is_uuid_or_empty(part.get(key)):
-                    return Refusal(400, f"{key} is not a UUID.")
-        element = body.get("element")
-        if isinstance(element, dict) and not (
-            is_uuid(element.get("id")) and re.fullmatch(r"[\w-]{1,64}", str(element.get("name")), re.ASCII)
-        ):
-            return Refusal(400, "An element's id is a UUID, and its name is letters, digits, - and _.")
+        for key in ("sessionId", "session_id", "threadId"):
+            if not is_uuid_or_empty(body.get(key)):
+                return Refusal(400, f"{key} is not a UUID.")
         session_id = body.get("sessionId")
-        if needs_session and session_id and not self.session_lives(session_id):
+        if needs_session and session_id and self.thread_of(session_id) is None:
             return Refusal(404, "This conversation has ended. Reload the page.")
         return None
 
@@ -462,7 +473,7 @@ def harden(
     from chainlit import server
     from chainlit.chat_context import chat_contexts
     from chainlit.config import FILES_DIRECTORY, config
-    from chainlit.session import WebsocketSession
+    from chainlit.session import WebsocketSession, ws_sessions_id
 
     rules = Rules(
         listen=listen or config.run.host,
@@ -476,22 +487,21 @@ def harden(
     )
     uploads = Uploads(rules.session_uploads)
 
-    check_connections(sio)
+    def thread_of(session_id: str) -> str | None:
+        session = WebsocketSession.get_by_id(session_id)
+        return None if session is None else str(session.thread_id)
+
+    check_connections(sio, WebsocketSession, ws_sessions_id)
     check_uploads(server, rules)
     keep_page_at_home(server)
-    forget_sessions(WebsocketSession, chat_contexts, FILES_DIRECTORY, uploads)
+    forget_sessions(WebsocketSession, chat_contexts, FILES_DIRECTORY)
     answer_no_foreign_page(app, rules.allowed_origins)
 
     expect(hasattr(sio.eio, "max_http_buffer_size"), "the socket server's max_http_buffer_size")
     sio.eio.max_http_buffer_size = message_bytes
 
     expect(app.middleware_stack is None, "an application that has not answered a request yet")
-    app.add_middleware(
-        Gate,
-        rules=rules,
-        uploads=uploads,
-        session_lives=lambda session_id: WebsocketSession.get_by_id(session_id) is not None,
-    )
+    app.add_middleware(Gate, rules=rules, uploads=uploads, thread_of=thread_of)
     app.state.hardened = True
 
 
@@ -505,23 +515,41 @@ def expect(found: bool, what: str) -> None:
         )
 
 
-def check_connections(sio: Any) -> None:
-    """Only well-formed ids reach Chainlit's connect handler: it makes a path of one and SQL of the other."""
+def check_connections(sio: Any, session_class: Any, sessions: Any) -> None:
+    """Only well-formed ids reach Chainlit's connect handler: it makes a path of one and SQL of the other.
+
+    It asks whose a kept conversation is, but one without a message is kept nowhere yet: whoever names it would be in it.
+    """
     connect: Callable[..., Awaitable[Any]] | None = sio.handlers.get("/", {}).get("connect")
     expect(
         connect is not None and list(inspect.signature(connect).parameters) == ["sid", "environ", "auth"],
         "its socket connect handler",
     )
+    expect(isinstance(sessions, dict) and callable(getattr(session_class, "get", None)), "the list of its sessions")
     assert connect is not None
     from socketio.exceptions import ConnectionRefusedError as Refused  # this one's text reaches the client
+
+    def stranger_in_thread(here: Any) -> bool:
+        return any(
+            other.thread_id == here.thread_id and user_of(other) != user_of(here) for other in list(sessions.values())
+        )
 
     async def checked(sid: str, environ: dict[str, Any], auth: object = None) -> Any:
         why = bad_connection(auth, parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True))
         if why is not None:
             raise Refused(why)
-        return await connect(sid, environ, auth)
+        connected = await connect(sid, environ, auth)
+        session = session_class.get(sid)
+        if session is not None and stranger_in_thread(session):
+            await session.delete()
+            raise Refused("This conversation is another user's.")
+        return connected
 
     sio.on("connect", checked)
+
+
+def user_of(session: Any) -> str | None:
+    return session.user.identifier if session.user else None
 
 
 def bad_connection(auth: object, query: Mapping[str, list[str]]) -> str | None:
@@ -591,7 +619,7 @@ def keep_page_at_home(server: Any) -> None:
     server.get_html_template = page
 
 
-def forget_sessions(session_class: Any, chat_contexts: Any, files_directory: Any, uploads: Uploads) -> None:
+def forget_sessions(session_class: Any, chat_contexts: Any, files_directory: Any) -> None:
     """Chainlit keeps a deleted session's messages for as long as it runs; and what it deletes is checked once more."""
     delete = getattr(session_class, "delete", None)
     expect(
@@ -608,7 +636,6 @@ def forget_sessions(session_class: Any, chat_contexts: Any, files_directory: Any
             await delete(session)
         finally:
             chat_contexts.pop(session.id, None)
-            uploads.forget(session.id)
 
     session_class.delete = delete_and_forget
 

@@ -14,15 +14,19 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from rag.errors import UserError
-from rag.settings import PACKAGE, app_home
+from rag.serve import login
+from rag.settings import PACKAGE, Settings, app_home
+from rag.words import LANGUAGES
 
-FURNITURE = (".chainlit", "public", "chainlit.md")
+FURNITURE = (".chainlit", "public", "chainlit.md", *(f"chainlit_{tag}.md" for tag in LANGUAGES if tag != "en"))
 
 
 def serve(host: str, port: int, *, open_browser: bool) -> None:
-    """Run the chat until it is interrupted. A port that is taken is a UserError."""
+    """Run the chat until it is interrupted. A port that is taken, or a chat for anybody or nobody, is a UserError."""
     _check_port(host, port)
+    login.check(Settings.load(), host)
     os.environ["CHAINLIT_APP_ROOT"] = str(_app_root())
+    login.set_cookie_name(port)
 
     # Chainlit reads its folder when it is imported. Its own command would also patch asyncio (nest_asyncio), which
     # slows every task of the process; this starts the same server without.

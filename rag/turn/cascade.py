@@ -17,6 +17,7 @@ from rag.models.backend import Draft, Reading, Waiting
 from rag.models.backend import Token as Written
 from rag.models.legs import Answering, Pair
 from rag.settings import Mode, Settings
+from rag.telemetry import Telemetry
 from rag.trace import Trace
 from rag.turn import calibration, citations, confidence, evidence, overview, prompt, rewriting
 from rag.turn.bill import Bill, bill
@@ -177,29 +178,42 @@ async def answer(
     insist: bool = False,
     fresh: bool = False,
     fitted: Calibration | Literal["find"] | None = "find",
+    telemetry: Telemetry | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Answer one question; the last event is `Answered` or `Failed`.
 
     Closing the iterator stops the work, the models' included; what was written until then is remembered as the answer.
     `id` is the door's name for the question. `insist` has a model answer even where the documents seem silent; `fresh`
     has it choose its words anew, for a question that is asked once more. `fitted` is for trying a calibration out, or
-    none; otherwise the pair's own is found. Bugs are raised; what can go wrong is a `Failed`.
+    none; otherwise the pair's own is found. `telemetry` is told the turn's spans at its end, however it ends. Bugs are
+    raised; what can go wrong is a `Failed`.
     """
     turn = _Work(
         question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist, fresh, fitted
     )
-    finished = False
+    finished, answered, failure = False, None, None
     try:
         async with aclosing(turn.run()) as events:
             async for event in events:
-                finished = finished or isinstance(event, Answered | Failed)
+                if isinstance(event, Answered):
+                    finished, answered = True, event.turn
                 yield event
     except RagError as error:
-        finished = True
+        finished, failure = True, error
         yield Failed(error)
     finally:
         if not finished and turn.shown:
             session.remember(Exchange(id, turn.question, str(turn.query), turn.shown))
+        if telemetry is not None:
+            both = (legs.slm, legs.llm)
+            telemetry.record(
+                turn.trace,
+                answered.to_dict() if answered else {"mode": turn.mode},
+                question_id=id,
+                models={leg.name: leg.model for leg in both},
+                remote=[leg.name for leg in both if leg.remote],
+                error=failure,
+            )
 
 
 class _Work:
@@ -271,7 +285,7 @@ class _Work:
             silent = not self.hits or covered < self.settings.min_coverage
         yield Retrieved(str(self.query), self.hits)
         if silent and not (self.insist and self.hits):
-            reason = say("turn.reason_silent", percent=f"{covered:.0%}")
+            reason = say("turn.reason_silent", percent=round(100 * covered))
             silence = Verdict(0.0, self.settings.min_coverage, False, reason)
             yield self._finish(None, silence, escalated=False)
             return
@@ -443,7 +457,7 @@ class _Work:
                         yield Phase("queue", say(QUEUES[leg.name], count=piece.ahead))
                         continue
                     if isinstance(piece, Reading):
-                        yield Phase("ask", say(READS_SHARE[leg.name], percent=f"{piece.share:.0%}"))
+                        yield Phase("ask", say(READS_SHARE[leg.name], percent=round(100 * piece.share)))
                         continue
                     self.where = server.where
                     if isinstance(piece, Draft):

@@ -1,0 +1,65 @@
+// Names for what Chainlit's page leaves nameless to who does not see it, its language, and the theme of the machine.
+//
+// It knows the ids and icons of Chainlit 2.12 and sets attributes only: React would not find nodes that were changed.
+import { ready, t } from "./words.js";
+
+// Chainlit's setting knows only "light" and "dark"; what a person has set up for the whole machine comes first. This runs
+// before the page's own script.
+try {
+  if (!localStorage.getItem("vite-ui-theme")) localStorage.setItem("vite-ui-theme", "system");
+} catch {
+  // Storage is forbidden here; the page then keeps its default.
+}
+
+// The languages of Chainlit's own texts that are not among ours. In any other its page is English.
+const CHAINLITS = "ar bn da de el es fr gu he hi it ja kn ko ml mr nl pt ta te zh".split(" ");
+
+const NAMES = {
+  "#upload-button": "attach",
+  "#chat-submit": "send",
+  "#stop-button": "stop",
+  "#chat-settings-open-modal": "settings",
+  "#chat-settings-header-button": "settings",
+  "#new-chat-button": "new_chat",
+  "#theme-toggle": "theme",
+  "#side-view-close": "close_side",
+  "#sidebar-trigger-button": "sidebar",
+  "#search-chats-button": "search_chats",
+  "#user-nav-button": "user",
+  "#thread-options": "thread_options",
+  ".edit-message": "edit",
+  "button:has(> .lucide-copy)": "copy",
+  "button:has(> .lucide-arrow-down)": "latest",
+};
+
+const given = new WeakMap(); // the name that a button got here, which another language may change
+
+function nameButtons() {
+  for (const [selector, key] of Object.entries(NAMES)) {
+    for (const button of document.querySelectorAll(selector)) {
+      const own = given.get(button);
+      if (own === undefined && (button.getAttribute("aria-label") || button.textContent.trim())) continue;
+      const name = t(`page.name_${key}`);
+      if (own === name && button.getAttribute("aria-label") === name) continue;
+      given.set(button, name);
+      button.setAttribute("aria-label", name);
+    }
+  }
+}
+
+let waiting = 0;
+new MutationObserver(() => {
+  clearTimeout(waiting);
+  waiting = setTimeout(nameButtons, 200);
+}).observe(document.body, { childList: true, subtree: true });
+
+window.addEventListener("smallfirst:words", nameButtons);
+
+function tellLanguage() {
+  const { language } = window.smallFirst;
+  const asked = navigator.language || "en";
+  document.documentElement.lang = language === "en" && CHAINLITS.includes(asked.split("-")[0]) ? asked : language;
+}
+
+tellLanguage();
+ready.then(tellLanguage);

@@ -1,0 +1,309 @@
+"""What stands behind a citation: the document, how its page looks with the sentence marked, and the text around it.
+
+Knows who may see a document: everybody who may use this server sees the shared folder's, and only the owner of a
+conversation what was uploaded to it. A name is looked up among known ones and never becomes a path. How a page is drawn
+is `pages`', in which process `reader`'s; how uploads are kept, and whose they are, is told by the caller.
+"""
+
+import asyncio
+import hashlib
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final
+from urllib.parse import quote as quoted
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+
+from rag.corpus.documents import Ingest, Passage, shown
+from rag.corpus.library import LARGEST_BYTES, Library
+from rag.corpus.pages import Page, is_pdf
+from rag.corpus.reader import Reader
+from rag.errors import DocumentError
+from rag.serve.hardening import FILE_POLICY, MEDIA_TYPES, is_uuid
+from rag.settings import Settings
+from rag.words import language_of, say, told
+
+DRAWING_S: Final = 20
+"""The longest time for one page: somebody waits for it, and everybody else behind them."""
+PAGES_KEPT: Final = 16
+AROUND_CHARS: Final = 600
+# The browser's own viewer is a page around the document, with styles and a plug-in; nothing else may be in it.
+PDF_POLICY: Final = "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A document of one conversation, as it was stored and as it was read."""
+
+    file: Path | bytes
+    report: Ingest
+    passages: Sequence[Passage]
+    """In reading order."""
+
+
+OpenUpload = Callable[[str, str, Any], Awaitable[Upload | None]]
+"""Thread, source and user (None where nobody signs in) to an upload; None if that thread, if it is theirs, has none."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One that was asked for by somebody who may see it."""
+
+    file: Path | bytes
+    report: Ingest
+    passages: Callable[[], Sequence[Passage]]
+    thread: str
+    """Empty for one of the shared folder."""
+    version: Hashable
+    """Another one whenever the file has changed."""
+    pdf: bool
+
+    def address(self, part: str, **more: object) -> str:
+        """Relative to the address of `/source` itself."""
+        thread = {"thread": self.thread} if self.thread else {}
+        return f"source/{part}?{urlencode({'name': self.report.source, **thread, **more})}"
+
+
+class Pages:
+    """Draws pages, one at a time, and keeps the last few: what is opened twice is drawn once."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Of its own, so that nobody waits for a folder that is being read.
+        self._reader = Reader(
+            passage_chars=settings.passage_chars,
+            timeout_s=min(DRAWING_S, settings.read_timeout_s),
+            memory_mb=settings.read_memory_mb,
+            largest_bytes=LARGEST_BYTES,
+        )
+        self._kept: OrderedDict[Hashable, tuple[Page, tuple[str, str]]] = OrderedDict()
+        # Who waits here holds no thread.
+        self._turn = asyncio.Lock()
+
+    async def draw(self, document: Document, number: int, quote: str = "", passage: str = "") -> Page:
+        """See `Reader.draw`. A quote's marks are kept until another one of the same page is asked for."""
+        source, sought = document.report.source, (quote, passage)
+        key = document.thread, source, document.version, number
+        async with self._turn:
+            kept, marked = self._kept.get(key, (None, ("", "")))
+            if kept is None or (quote and sought != marked):
+                page = await asyncio.to_thread(
+                    self._reader.draw, document.file, source, number, quote, passage, kept is None
+                )
+                kept, marked = page if kept is None else replace(page, png=kept.png), sought
+            if kept.png:
+                self._kept[key] = kept, marked
+                self._kept.move_to_end(key)
+            while len(self._kept) > PAGES_KEPT:
+                self._kept.popitem(last=False)
+            return kept if quote else replace(kept, marks=())
+
+    def close(self) -> None:
+        """End the process that draws, and what it is drawing."""
+        self._reader.close()
+
+
+def router(library: Library, pages: Pages, open_upload: OpenUpload) -> APIRouter:
+    """`GET /source`, `/source/picture`, `/source/document`; each takes `name`, and `thread` for an upload.
+
+    All tell what is wrong as `{"detail": sentence}`: 400, 404, or 415 where no page can be shown.
+    """
+    from chainlit.auth import get_current_user  # imported late: it reads a configuration and makes folders
+
+    routes = APIRouter()
+    User = Annotated[Any, Depends(get_current_user)]
+    Language = Annotated[str, Depends(_language)]
+
+    async def find(user: User, language: Language, name: str = "", thread: str = "") -> Document:
+        if not thread:
+            found = await asyncio.to_thread(_shared, library, name)
+        else:
+            upload = await open_upload(thread, name, user) if is_uuid(thread) and "\0" not in name else None
+            found = await asyncio.to_thread(_uploaded, thread, upload) if upload is not None else None
+        if found is None:
+            raise HTTPException(404, told(say("documents.unknown", name=shown(name)), language))
+        return found
+
+    Found = Annotated[Document, Depends(find)]
+
+    @routes.get("/source")
+    async def source(
+        document: Found, language: Language, page: str = "", quote: str = "", start: str = "", end: str = ""
+    ) -> Response:
+        """`page`, `quote`: the citation's; `start`, `end`: of the passage that is shown, if known."""
+        number = _page(page, language)
+        found = await asyncio.to_thread(document.passages)
+        before, passage, after = around(found, number, quote, _number(start), _number(end))
+        answer: dict[str, Any] = {
+            "name": document.report.source,
+            "unit": document.report.unit,
+            "page": number,
+            "pages": document.report.pages if document.report.unit else None,
+            "picture": None,
+            "marks": [],
+            "document": document.address("document"),
+            "before": before,
+            "after": after,
+        }
+        if document.pdf:
+            number = number or 1
+            try:
+                drawn = await _drawn(pages, document, number, language, quote, passage)
+            except HTTPException as error:
+                # There is no picture; the document itself may still be opened.
+                return JSONResponse({"detail": error.detail, "document": answer["document"]}, error.status_code)
+            answer |= {
+                "page": number,
+                "pages": drawn.pages,
+                "picture": document.address("picture", page=number),
+                "marks": drawn.marks,
+            }
+        return JSONResponse(answer, headers={"Cache-Control": "no-store"})
+
+    @routes.get("/source/picture")
+    async def picture(document: Found, language: Language, page: str = "") -> Response:
+        number = _page(page, language) or 1
+        if not document.pdf:
+            name = shown(document.report.source)
+            raise HTTPException(415, told(say("documents.no_picture", name=name), language))
+        drawn = await _drawn(pages, document, number, language)
+        return Response(drawn.png, media_type="image/png", headers={"Cache-Control": "private, no-store"})
+
+    @routes.get("/source/document")
+    async def file(document: Found) -> Response:
+        """A PDF for the browser's viewer (`#page=3` is the browser's to read); any other kind to be saved."""
+        name = PurePosixPath(document.report.source).name
+        kind = MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), "application/octet-stream")
+        headers = {
+            "Content-Disposition": f"{'inline' if document.pdf else 'attachment'}; filename*=UTF-8''{quoted(name)}",
+            "Content-Security-Policy": PDF_POLICY if document.pdf else FILE_POLICY,
+            "Cache-Control": "private, no-store",
+        }
+        if document.pdf:
+            kind = "application/pdf"
+        if isinstance(document.file, bytes):
+            return Response(document.file, media_type=kind, headers=headers)
+        return FileResponse(document.file, media_type=kind, headers=headers)
+
+    return routes
+
+
+def around(
+    passages: Sequence[Passage], page: int | None, quote: str, start: int | None, end: int | None
+) -> tuple[str, str, str]:
+    """What stands before the passage that is shown, its own text, and what comes after it.
+
+    Positions and pages are those of an answer; where the document has changed since, the quote tells the passage. Empty
+    where nothing does.
+    """
+    wanted = _squeezed(quote)
+    inside: list[int] = []
+    if start is not None and end is not None:
+        inside = [n for n, passage in enumerate(passages) if passage.start < end and passage.end > start]
+    if wanted and wanted not in _squeezed("".join(passages[n].text for n in inside)):
+        here = (n for n, passage in enumerate(passages) if passage.page == page and wanted in _squeezed(passage.text))
+        inside = [n for n in [next(here, None)] if n is not None]
+    if not inside:
+        return "", "", ""
+    before, after = passages[: inside[0]], passages[inside[-1] + 1 :]
+    return _end_of(before), "".join(passages[n].text for n in inside), _beginning_of(after)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _end_of(passages: Sequence[Passage]) -> str:
+    text = ""
+    for place in range(len(passages) - 1, -1, -1):
+        text = passages[place].text + (_gap(*passages[place : place + 2]) if text else "") + text
+        if len(text) > AROUND_CHARS:
+            cut = text[-AROUND_CHARS:]
+            return "…" + cut[cut.find(" ") + 1 if " " in cut[:40] else 0 :]
+    return text
+
+
+def _beginning_of(passages: Sequence[Passage]) -> str:
+    text = ""
+    for place, passage in enumerate(passages):
+        text += (_gap(*passages[place - 1 : place + 1]) if text else "") + passage.text
+        if len(text) > AROUND_CHARS:
+            cut = text[:AROUND_CHARS]
+            return cut[: cut.rfind(" ") if " " in cut[-40:] else None] + "…"
+    return text
+
+
+def _gap(first: Passage, second: Passage) -> str:
+    """A sentence that was cut from the one before it goes on in the same line."""
+    return " " if second.start - first.end == 1 else "\n\n"
+
+
+async def _drawn(
+    pages: Pages, document: Document, number: int, language: str, quote: str = "", passage: str = ""
+) -> Page:
+    try:
+        page = await pages.draw(document, number, quote, passage)
+    except DocumentError as error:
+        raise HTTPException(415, told(error.told, language)) from None
+    if not page.png:
+        name = shown(document.report.source)
+        sentence = say("documents.no_page", name=name, count=page.pages, page=str(number))
+        raise HTTPException(404, told(sentence, language))
+    return page
+
+
+def _language(request: Request, language: str | None = None) -> str:
+    return language_of(request.headers.get("accept-language", "") if language is None else language)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def _page(text: str, language: str) -> int | None:
+    number = _number(text)
+    if text and not number:
+        raise HTTPException(400, told(say("documents.bad_page", page=shown(text)), language))
+    return number
+
+
+def _shared(library: Library, name: str) -> Document | None:
+    """A document of the folder that was read and is still there; blocks."""
+    report = next((report for report in library.reports if report.source == name and report.error is None), None)
+    if report is None:
+        return None
+    try:
+        root = library.folder.resolve()
+        # The name is the library's. What stands there now may be a link that was put in its place.
+        path = (root / report.source).resolve(strict=True)
+    except (OSError, RuntimeError):  # gone, or links in a circle
+        return None
+    known = _known(path, report) if path.is_relative_to(root) else None
+    source = report.source
+    return known and Document(path, report, lambda: library.opening(source), "", *known)
+
+
+def _uploaded(thread: str, upload: Upload) -> Document | None:
+    known = _known(upload.file, upload.report)
+    return known and Document(upload.file, upload.report, lambda: upload.passages, thread, *known)
+
+
+def _known(file: Path | bytes, report: Ingest) -> tuple[Hashable, bool] | None:
+    """A file's version, and whether it is a PDF; None where no file is that can be read."""
+    suffix = PurePosixPath(report.source).suffix.lower()
+    if isinstance(file, bytes):
+        return hashlib.sha256(file).digest(), is_pdf(file[:1024], suffix)
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
+            return None
+        with file.open("rb") as opened:
+            status = os.fstat(opened.fileno())
+            return (status.st_ino, status.st_size, status.st_mtime_ns), is_pdf(opened.read(1024), suffix)
+    except OSError:
+        return None

@@ -555,9 +555,13 @@ async def ask_larger(conversation: Conversation, answer: Answer) -> None:
         labels.add(answer.id, answer.turn, "asked_larger")
     answer.asked = True
     await refresh(conversation, answer)
-    if not await asked_anew(conversation, answer, mode="llm", insist=True):
-        answer.asked = False  # it was stopped, or failed
-        await refresh(conversation, answer)
+    answered = False
+    try:
+        answered = await asked_anew(conversation, answer, mode="llm", insist=True)
+    finally:
+        if not answered:
+            answer.asked = False  # it was stopped, or failed
+            await refresh(conversation, answer)
 
 
 async def retry(conversation: Conversation, answer: Answer) -> None:

@@ -1,7 +1,9 @@
-// Names for what Chainlit's page leaves nameless to who does not see it, its language, and the theme of the machine.
+// Names and roles for what Chainlit's page leaves without them to who does not see it or has no mouse, its language, and
+// the theme of the machine.
 //
 // It knows the ids and icons of Chainlit 2.12 and sets attributes only: React would not find nodes that were changed.
 import { ready, t } from "./words.js";
+import { element } from "./nodes.js";
 
 // Chainlit's setting knows only "light" and "dark"; what a person has set up for the whole machine comes first. This runs
 // before the page's own script.
@@ -27,9 +29,19 @@ const NAMES = {
   "#search-chats-button": "search_chats",
   "#user-nav-button": "user",
   "#thread-options": "thread_options",
+  "[data-sidebar=sidebar]": "sidebar",
   ".edit-message": "edit",
   "button:has(> .lucide-copy)": "copy",
   "button:has(> .lucide-arrow-down)": "latest",
+};
+
+// In the list of past chats a link holds a button, which holds what opens the menu: only the link and the menu's opener
+// are left to be reached.
+const ROLES = {
+  "[data-sidebar=sidebar]": { role: "navigation" },
+  "ul:has(> #thread-history)": { role: "none" },
+  "a > [data-sidebar=menu-button]": { role: "none", tabindex: "-1" },
+  "#thread-options": { role: "button", tabindex: "0" },
 };
 
 const given = new WeakMap(); // the name that a button got here, which another language may change
@@ -38,7 +50,8 @@ function nameButtons() {
   for (const [selector, key] of Object.entries(NAMES)) {
     for (const button of document.querySelectorAll(selector)) {
       const own = given.get(button);
-      if (own === undefined && (button.getAttribute("aria-label") || button.textContent.trim())) continue;
+      const named = button.getAttribute("aria-label") || (button.matches("[data-sidebar]") ? "" : button.textContent.trim());
+      if (own === undefined && named) continue;
       const name = t(`page.name_${key}`);
       if (own === name && button.getAttribute("aria-label") === name) continue;
       given.set(button, name);
@@ -47,10 +60,23 @@ function nameButtons() {
   }
 }
 
+function giveRoles() {
+  for (const [selector, attributes] of Object.entries(ROLES)) {
+    for (const node of document.querySelectorAll(selector)) {
+      for (const [name, value] of Object.entries(attributes)) {
+        if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+      }
+    }
+  }
+}
+
 let waiting = 0;
 new MutationObserver(() => {
   clearTimeout(waiting);
-  waiting = setTimeout(nameButtons, 200);
+  waiting = setTimeout(() => {
+    nameButtons();
+    giveRoles();
+  }, 200);
 }).observe(document.body, { childList: true, subtree: true });
 
 window.addEventListener("smallfirst:words", nameButtons);
@@ -63,3 +89,5 @@ function tellLanguage() {
 
 tellLanguage();
 ready.then(tellLanguage);
+
+element("h1", "small-first-unseen", element("header", "", document.body)).textContent = "Small First";

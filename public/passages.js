@@ -156,7 +156,7 @@ function renderOne(item) {
   put(place, [unit(item.source, item.page), headings(item.heading)].filter(Boolean).join(" · "));
   const text = element("p", "sf-text", body);
   const whole = isNumber(item.page) ? flowing(before + quote + after) : before + quote + after;
-  text.append(whole.slice(0, before.length));
+  text.append(whole.slice(0, before.length).trimStart());
   if (quote) element("mark", "", text).textContent = whole.slice(before.length, before.length + quote.length);
   text.append(whole.slice(before.length + quote.length));
   const more = element("div", "sf-more", body);

@@ -56,7 +56,7 @@ function picture(latency, parent) {
     drawing("rect", { x: x + 2, y: HEIGHT - high(turn.total_ms), width: STEP - 4, height: high(turn.total_ms), rx: 1.5, fill: COLOURS[by(turn)] }, svg);
     if (!isNumber(turn.ttft_ms)) return;
     const y = HEIGHT - high(turn.ttft_ms);
-    drawing("line", { x1: x, x2: x + STEP, y1: y, y2: y, stroke: "hsl(var(--foreground))", "stroke-width": 1.5, "vector-effect": "non-scaling-stroke" }, svg);
+    drawing("line", { x1: x + 1, x2: x + STEP - 1, y1: y, y2: y, stroke: "hsl(var(--foreground))", "stroke-width": 1.5, "vector-effect": "non-scaling-stroke" }, svg);
   });
 }
 

@@ -4,10 +4,12 @@ import asyncio
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -62,8 +64,7 @@ class Server:
     def stop(self) -> None:
         """At once, whoever is connected."""
         if self._process is not None:
-            self._process.terminate()
-            self._process.send_signal(2)
+            self._process.send_signal(signal.SIGINT)
             self._process.wait(READY_LIMIT_S)
             self._process = None
 
@@ -75,8 +76,6 @@ class Server:
 
     def execute(self, statement: str, url: str | None = None) -> list[dict[str, object]]:
         """From outside any event loop, or beside one."""
-        import threading
-
         import asyncpg
 
         async def run() -> list[dict[str, object]]:
@@ -86,20 +85,8 @@ class Server:
             finally:
                 await db.close()
 
-        outcome: list[list[dict[str, object]] | BaseException] = []
-
-        def work() -> None:
-            try:
-                outcome.append(asyncio.run(run()))
-            except BaseException as error:
-                outcome.append(error)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
-        return outcome[0]
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, run()).result()
 
 
 def as_nobody() -> dict[str, int]:
@@ -124,11 +111,8 @@ def server() -> Iterator[Server]:
         if os.geteuid() == 0:
             for path in (folder, folder / "password"):
                 shutil.chown(path, "nobody")
-        subprocess.run(
-            [initdb, "-D", str(folder / "data"), "-U", "tester", "--pwfile", str(folder / "password"), "-A", "md5"]
-            + ["--no-sync", "-E", "UTF8", "--locale", "C"],
-            check=True, capture_output=True, cwd=folder, **as_nobody(),
-        )  # fmt: skip
+        options = "-U tester --pwfile password -A md5 --no-sync -E UTF8 --locale C".split()
+        subprocess.run([initdb, "-D", "data", *options], check=True, capture_output=True, cwd=folder, **as_nobody())
         running = Server(folder, free_port(), postgres)
         try:
             running.start()

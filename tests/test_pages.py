@@ -121,6 +121,15 @@ def test_a_sentence_over_hyphens_and_columns_has_a_mark_for_each_line() -> None:
     assert found[3][2] * WIDTH < 60
 
 
+def test_cells_of_a_row_have_a_mark_each_and_words_of_a_line_one() -> None:
+    data = typeset((50, 700, "The small model"), (300, 700, "answers first."))
+    found = marks(data, "The small model answers first.")
+    assert len(found) == 2
+    assert lies_on(found[0], 50, 700)
+    assert lies_on(found[1], 300, 700)
+    assert len(marks(typeset((50, 700, "The small model   answers first.")), "The small model answers first.")) == 1
+
+
 def test_a_sentence_that_stands_twice_is_marked_in_the_passage_that_was_read() -> None:
     data = typeset(
         (50, 700, "The blue pump."), (50, 680, "It costs nine euros."), (50, 600, "The red pump."), (50, 580, "It costs nine euros.")

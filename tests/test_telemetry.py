@@ -327,6 +327,7 @@ telemetry.close()
         process.stdin.write(b"again\n")
         await process.stdin.drain()
         await until(lambda number=number: collector.answered == number)  # type: ignore[misc]
+    process.stdin.close()
     _, terminal = await process.communicate()
     (said,) = terminal.decode().splitlines()
     assert said.startswith(f"The collector at {collector.url.removeprefix('http://')} takes no traces (")

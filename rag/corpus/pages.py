@@ -191,8 +191,6 @@ def _boxes(page: Any, text: Any, found: range) -> Iterable[Box]:
         return _within(across.value / _GRID) * width, _within(down.value / _GRID) * height
 
     for index in found:
-        if raw.FPDFText_IsGenerated(text, index) == 1:
-            continue  # a space or line break that PDFium made
         try:
             # What the font says of all its characters keeps a line even; some fonts say too little.
             usual, own = text.get_charbox(index, loose=True), text.get_charbox(index)
@@ -201,7 +199,7 @@ def _boxes(page: Any, text: Any, found: range) -> Iterable[Box]:
         x, y = seen(min(usual[0], own[0]), max(usual[3], own[3]))
         other_x, other_y = seen(max(usual[2], own[2]), min(usual[1], own[1]))
         box = min(x, other_x), min(y, other_y), max(x, other_x), max(y, other_y)
-        if box[2] > box[0] and box[3] > box[1]:
+        if box[2] > box[0] and box[3] > box[1]:  # a space or line break that PDFium made up has no size
             yield box
 
 
@@ -219,7 +217,7 @@ def _lines(boxes: Iterable[Box], width: float, height: float) -> Iterable[Box]:
             follows = _follows(line[-1], box), _follows(_turned(line[-1]), _turned(box))
             if not (any(follows) if len(line) == 1 else follows[down]):
                 yield _joined(line, down, width, height)
-                line, down = [], False
+                line = []
             elif len(line) == 1:
                 down = not follows[0]
         line.append(box)

@@ -287,8 +287,10 @@ class Login:
                 algorithms=["HS256"],
                 options={"require": ["exp", "identifier", "metadata"]},
             )
-            name, until, generation = str(claims["identifier"]), float(claims["exp"]), claims["metadata"]["generation"]
+            name, until, generation = claims["identifier"], float(claims["exp"]), claims["metadata"]["generation"]
         except (jwt.InvalidTokenError, KeyError, TypeError):
+            return None
+        if not isinstance(name, str) or not isinstance(generation, str):
             return None
         return Pass(name, token, lambda: time.time() < until and self.users.generation(name) == generation)
 

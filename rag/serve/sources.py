@@ -32,6 +32,7 @@ from rag.words import language_of, say, told
 DRAWING_S: Final = 20
 """The longest time for one page: somebody waits for it, and everybody else behind them."""
 PAGES_KEPT: Final = 16
+KEPT_BYTES: Final = 50_000_000
 AROUND_CHARS: Final = 600
 # The browser's own viewer is a page around the document, with styles and a plug-in; nothing else may be in it.
 PDF_POLICY: Final = "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -73,7 +74,8 @@ class Document:
 class Pages:
     """Draws pages, one at a time, and keeps the last few: what is opened twice is drawn once."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, kept_bytes: int = KEPT_BYTES) -> None:
+        self.kept_bytes = kept_bytes
         # Of its own, so that nobody waits for a folder that is being read.
         self._reader = Reader(
             passage_chars=settings.passage_chars,
@@ -99,8 +101,9 @@ class Pages:
             if kept.png:
                 self._kept[key] = kept, marked
                 self._kept.move_to_end(key)
-            while len(self._kept) > PAGES_KEPT:
-                self._kept.popitem(last=False)
+            size = sum(len(page.png) for page, _ in self._kept.values())
+            while len(self._kept) > PAGES_KEPT or size > self.kept_bytes:
+                size -= len(self._kept.popitem(last=False)[1][0].png)
             return kept if quote else replace(kept, marks=())
 
     def close(self) -> None:

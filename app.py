@@ -18,20 +18,20 @@ from chainlit.server import app as web_app
 from chainlit.server import sio
 from chainlit.session import WebsocketSession
 from chainlit.user_session import user_sessions
-from rag.serve.totals import totals
 
 from rag import __version__, terminal
 from rag.corpus.library import Library
 from rag.errors import RagError, UserError
 from rag.lab.labels import FILE, Labels
 from rag.models.legs import Legs
-from rag.serve import api, history, login, status, words
+from rag.serve import api, history, login, sources, status, words
 from rag.serve.answer import Answer, text_of
 from rag.serve.bubble import Bubble
 from rag.serve.conversations import Conversation, Conversations
 from rag.serve.hardening import harden
 from rag.serve.preferences import Preferences
 from rag.serve.reading import Reading, tell_documents
+from rag.serve.totals import totals
 from rag.settings import Mode, Settings, app_home
 from rag.telemetry import Telemetry
 from rag.turn import calibration, cascade
@@ -47,6 +47,7 @@ kept = history.open_history(settings)
 conversations = Conversations(most_documents=settings.session_uploads)
 labels = Labels(settings.cache_dir / FILE) if settings.labels else None
 telemetry = Telemetry(settings.otlp_endpoint, __version__)
+pages = sources.Pages(settings)
 background: set[asyncio.Task[Any]] = set()
 following: list[asyncio.Task[None]] = []
 
@@ -63,7 +64,25 @@ harden(
     upload_mb=settings.upload_mb,
     session_uploads=settings.session_uploads,
 )
-for router in (status.router(legs, library), api.router(legs, library, settings, telemetry), words.router(), history.router(kept)):
+
+
+async def open_upload(thread_id: str, source: str, reader: Any) -> sources.Upload | None:
+    """An upload as it is kept, for the owner of its conversation and nobody else."""
+    if reader is None or await kept.get_thread_author(thread_id) != reader.identifier:
+        return None
+    for one in await kept.attachments(thread_id):
+        if one.source == source and (path := await kept.file(thread_id, one.element_id)):
+            return sources.Upload(path, one.report, one.passages)
+    return None
+
+
+for router in (
+    status.router(legs, library),
+    api.router(legs, library, settings, telemetry),
+    words.router(),
+    history.router(kept),
+    sources.router(library, pages, open_upload),
+):
     web_app.include_router(router)
     # Chainlit's own last route answers every other path with its page, so ours must stand before it.
     web_app.router.routes.insert(0, web_app.router.routes.pop())
@@ -128,6 +147,7 @@ async def stop() -> None:
         task.cancel()
     await asyncio.gather(*following, return_exceptions=True)
     await conversations.close()
+    await asyncio.to_thread(pages.close)
     await asyncio.to_thread(library.close)
     await legs.close()
     if labels is not None:
@@ -320,7 +340,7 @@ async def answer_message(message: cl.Message) -> None:
         asked = bool(message.content.strip())
         if uploads and not await Reading(conversation, kept).run(uploads, asked=asked):
             return
-        bubble.start_clock()  # reading is not the answer's time
+        bubble.start_clock(message.content)
         if asked or not uploads:
             await run_turn(message.content, conversation, bubble)
 
@@ -585,6 +605,7 @@ async def asked_anew(conversation: Conversation, answer: Answer, **how: Any) -> 
         # As Chainlit does around a message; without it, the answer would have no button to copy it.
         async with cl.Step(name="on_message", type="run", parent_id=answer.question_id):
             bubble = new_bubble(conversation, answer.question_id, insisted=bool(how.get("insist")))
+            bubble.start_clock(question)
             async with under_way(conversation, bubble):
                 with conversation.asked_anew(answer.question_id):
                     await run_turn(question, conversation, bubble, **how)

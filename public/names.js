@@ -40,7 +40,7 @@ const NAMES = {
 const ROLES = {
   "[data-sidebar=sidebar]": { role: "navigation" },
   "ul:has(> #thread-history)": { role: "none" },
-  "a > [data-sidebar=menu-button]": { role: "none", tabindex: "-1" },
+  "a > [data-sidebar=menu-button]": { role: "group", tabindex: "-1", "aria-label": (node) => node.textContent.trim() },
   "#thread-options": { role: "button", tabindex: "0" },
 };
 
@@ -63,7 +63,8 @@ function nameButtons() {
 function giveRoles() {
   for (const [selector, attributes] of Object.entries(ROLES)) {
     for (const node of document.querySelectorAll(selector)) {
-      for (const [name, value] of Object.entries(attributes)) {
+      for (const [name, wanted] of Object.entries(attributes)) {
+        const value = typeof wanted === "function" ? wanted(node) : wanted;
         if (node.getAttribute(name) !== value) node.setAttribute(name, value);
       }
     }

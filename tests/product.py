@@ -24,12 +24,18 @@ READY_LIMIT_S = 90
 
 @contextmanager
 def chat(
-    port: int, log: Path, *, ready: bool = True, users: Mapping[str, str] | None = None, **environment: str
+    port: int,
+    log: Path,
+    *,
+    ready: bool = True,
+    users: Mapping[str, str] | None = None,
+    killed: bool = False,
+    **environment: str,
 ) -> Iterator[str]:
     """`smallfirst chat` in a process of its own; yields its address once it listens and, if `ready`, can answer.
 
     With `users`, names and passwords, it asks for one of them; otherwise whoever is on this machine is let in. What it
-    keeps is thrown away with it, unless RAG_DATA_DIR says where.
+    keeps is thrown away with it, unless RAG_DATA_DIR says where. If it is to be `killed`, it cannot say a last word.
     """
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="smallfirst-") as data, log.open("w") as out:
@@ -62,7 +68,10 @@ def chat(
                 time.sleep(0.1)
             yield url
         finally:
-            process.terminate()
+            if killed:
+                process.kill()
+            else:
+                process.terminate()
             process.wait(20)
 
 

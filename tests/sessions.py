@@ -67,7 +67,9 @@ class Tab:
     async def ask(self, text: str, **files: bytes) -> Message:
         """As Chainlit's socket does with a message; files by name, their extension after two underscores."""
         ids = [await self.upload(name.replace("__", "."), data) for name, data in files.items()]
-        return await context.emitter.process_message(client_message(text, ids))
+        message = await context.emitter.process_message(client_message(text, ids))
+        await asyncio.sleep(0.001)
+        return message
 
     async def upload(self, name: str, data: bytes) -> str:
         mime = {"pdf": "application/pdf", "png": "image/png"}.get(name.rpartition(".")[2], "text/markdown")

@@ -30,7 +30,7 @@ from rag.serve.users import Users
 from rag.settings import Settings
 
 from .conftest import until
-from .product import ROOT, client_message, free_port, signed_in
+from .product import ROOT, chat, client_message, free_port, signed_in
 
 USERS = {"anna": "correct horse", "bo": "another good one", "carl": "a third password", "dora": "the fourth of them"}
 
@@ -498,6 +498,13 @@ async def test_whoever_is_signed_in_no_more_is_out_at_once(site: Server, how: st
         again = await sign_in(site, name, "a good password", "10.3.0.1")
         assert again.status_code == (200 if how == "removed and added again" else 401)
 
+        if how == "removed":
+            users.add(name, "another good one")
+        password = "a good password" if how == "removed and added again" else "another good one"
+        async with browser(site, await cookie_of(site, name, password)) as client:
+            steps = (await client.get(f"/project/thread/{here.thread_id}")).json()["steps"]
+        assert [step["output"] for step in steps if step["type"] == "user_message"] == ["hello"], "it was not heard"
+
 
 async def test_an_answer_under_way_does_not_reach_whoever_is_signed_in_no_more(site: Server) -> None:
     with guest(site) as (name, users):
@@ -770,6 +777,20 @@ def test_a_chat_for_everybody_or_nobody_does_not_start(tmp_path: Path) -> None:
     for header in ("", "X Forwarded", "X-Forwarded-User:", "Ü"):
         with pytest.raises(UserError, match="RAG_LOGIN_HEADER"):
             check(settings(tmp_path, login="header", login_header=header), "0.0.0.0")
+
+
+def test_two_chats_of_one_machine_do_not_sign_each_other_out(tmp_path: Path) -> None:
+    """Browsers send all cookies to every port, and Chainlit deletes those that begin with its cookie's name."""
+    models = {"RAG_SLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1"}
+    port = free_port()
+    with chat(port, tmp_path / "log", ready=False, users={"anna": USERS["anna"]}, RAG_CACHE_DIR=str(tmp_path), **models) as url:  # fmt: skip
+        name, _, token = signed_in(url, "anna", USERS["anna"])["Cookie"].partition("=")
+        assert str(port) in name
+        others = {"access_token": "x", name.replace(str(port), str(port)[:-1]): "x", f"x{name}": "x"}
+        with httpx2.Client(base_url=url, cookies={**others, name: token}, trust_env=False) as client:
+            assert client.get("/user").json()["identifier"] == "anna"
+            gone = client.post("/logout").headers.get_list("set-cookie")
+            assert [cookie.partition("=")[0] for cookie in gone] == [name]
 
 
 def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_citation_of_a_pdf_opens_its_page_with_the_sentence_marked(ada: httpx2
     cited = next(passage for passage in passages if "twice as many passages" in passage.text)
     assert cited.page == 1
     quote = next(part for part in cited.text.split(". ") if part.startswith("Prefill grows"))
-    found = ask(ada, "latency.pdf", page=1, quote=quote, start=cited.start, end=cited.end)
+    found = ask(ada, "latency.pdf", page=1, quote=quote, start=cited.start + cited.text.index(quote))
     assert {key: found[key] for key in ("name", "unit", "page", "pages")} == {
         "name": "latency.pdf", "unit": "page", "page": 1, "pages": 2,
     }  # fmt: skip
@@ -187,7 +187,8 @@ def test_a_citation_of_a_pdf_opens_its_page_with_the_sentence_marked(ada: httpx2
     assert picture.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(picture.content)).size == (1200, 1699)
     assert all(dark(picture.content, mark) > 0.03 for mark in found["marks"])
-    assert [part for part in (found["before"], found["after"]) if part]
+    assert found["before"].endswith(cited.text[: cited.text.index(quote)][-100:])
+    assert found["after"].startswith(cited.text.partition(quote)[2][:100])
     # Another sentence of the same page: the picture stays, the marks move.
     other = ask(ada, "latency.pdf", page=1, quote="Prefill is the phase in which the model reads the prompt.")
     assert other["picture"] == found["picture"]
@@ -485,35 +486,48 @@ def passages(*texts: str, gap: int = 2) -> list[Passage]:
     return made
 
 
-def test_a_passage_stands_between_its_neighbours() -> None:
-    found = passages("One.", "Two.", "Three.", "Four.", "Five.")
-    assert around(found, 1, "Three.", found[2].start, found[2].end) == ("One.\n\nTwo.", "Three.", "Four.\n\nFive.")
-    assert around(found, 1, "", found[1].start, found[2].end) == ("One.", "Two.Three.", "Four.\n\nFive.")
-    assert around(found, 1, "One.", found[0].start, found[0].end)[0] == ""
-    assert around(found, 2, "Five.", found[4].start, found[4].end)[2] == ""
-    joined = passages("One.", "Two.", "Three.", gap=1)
-    assert around(joined, 1, "", joined[2].start, joined[2].end)[0] == "One. Two."
+def test_a_quote_stands_in_its_passage_and_between_the_neighbours() -> None:
+    found = passages("One.", "Two, three. Four.", "Five.", "Six.")
+    assert around(found, 1, "three.", None) == ("One.\n\nTwo, ", "Two, three. Four.", " Four.\n\nFive.\n\nSix.")
+    assert around(found, 1, "One.", None)[::2] == ("", "\n\nTwo, three. Four.\n\nFive.\n\nSix.")
+    assert around(found, 2, "Six.", None)[::2] == ("One.\n\nTwo, three. Four.\n\nFive.\n\n", "")
+    assert around(passages("One.", "Two.", "Three.", gap=1), None, "Two.", None)[::2] == ("One. ", " Three.")
 
 
-def test_the_quote_tells_the_passage_where_positions_do_not() -> None:
-    found = passages("One.", "Same\n words.", "Three.", "Same words.", "Five.")
-    assert around(found, 1, "Same words.", None, None)[0] == "One."
-    assert around(found, 2, "Same words.", None, None)[2] == "Five."
-    # The document has changed: what stands at those positions now is another passage.
-    assert around(found, 2, "Same words.", 0, 4)[0].endswith("Three.")
-    assert around(found, 1, "Gone.", 0, 4) == ("", "", "")
-    assert around(found, None, "", None, None) == ("", "", "")
-    assert around([], 1, "Gone.", 0, 4) == ("", "", "")
+def test_before_quote_and_after_are_the_documents_text() -> None:
+    data = (CORPUS / "latency.pdf").read_bytes()
+    _, found = ingest(data, "latency.pdf", 300)
+    for passage in found:
+        quote = passage.text[5:50].strip()
+        at = passage.text.index(quote)
+        before, text, after = around(found, passage.page, quote, passage.start + at)
+        assert text == passage.text
+        assert before.endswith(text[:at])
+        assert after.startswith(text[at + len(quote) :])
 
 
-def test_what_is_around_a_passage_is_short_and_cut_between_words() -> None:
-    found = passages(*("words and more " * 60 for _ in range(3)))
-    before, _, after = around(found, 1, "", found[1].start, found[1].end)
+def test_of_two_alike_the_one_at_the_answers_place_is_meant() -> None:
+    found = passages("Same words. A.", "Same\n words. B.", "Same words. C.", "Same words. D.")
+    assert [around(found, 1, "Same words.", found[n].start)[2][:3] for n in range(3)] == [" A.", " B.", " C."]
+    assert around(found, 1, "Same words.", None)[2].startswith(" A.")
+    assert around(found, 2, "Same words.", 0)[2] == " D."
+    # The document has changed, and the sentence has moved.
+    assert around(found, 1, "Same words.", 10_000)[2].startswith(" C.")
+
+
+@pytest.mark.parametrize("quote", ["", " \n", "Gone.", "[", "A.*"])
+def test_what_no_passage_holds_has_nothing_around_it(quote: str) -> None:
+    assert around(passages("A.", "B (b) B."), 1, quote, 0) == ("", "", "")
+    assert around([], 1, quote, 0) == ("", "", "")
+
+
+def test_what_is_around_a_quote_is_short_and_cut_between_words() -> None:
+    found = passages("words and more " * 60, "here", "words and more " * 60)
+    before, _, after = around(found, 1, "here", None)
     for text in (before, after):
         assert AROUND_CHARS - 40 < len(text) <= AROUND_CHARS + 1
         assert set(text.strip("…").split()) == {"words", "and", "more"}
     assert before.startswith("…")
     assert after.endswith("…")
-    unspaced = passages("小" * 2000, "型", "模" * 2000)
-    before, _, after = around(unspaced, 1, "型", None, None)
+    before, _, after = around(passages("小" * 2000 + "型" + "模" * 2000), 1, "型", None)
     assert (before, after) == ("…" + "小" * AROUND_CHARS, "模" * AROUND_CHARS + "…")

@@ -36,6 +36,7 @@ class Bubble:
         props: Callable[[Answer], dict[str, Any]],
     ) -> None:
         self.answer = answer
+        self.question = ""
         self.trace = Trace()
         self.text = ""
         self._language = language
@@ -51,7 +52,9 @@ class Bubble:
         self._replaced = ""
         """The text that this one takes the place of, for as long as it can be seen."""
 
-    def start_clock(self) -> None:
+    def start_clock(self, question: str) -> None:
+        """What came before, such as the reading of an upload, is not the answer's time."""
+        self.question = question
         self.trace = Trace()
 
     def say(self, phase: str) -> None:
@@ -90,7 +93,7 @@ class Bubble:
         await self.finish("\n\n".join(part for part in (self.text, text) if part))
 
     def _end(self, what: dict[str, Any]) -> None:
-        shown = {**what, "trace": self.trace.to_dict()}
+        shown = {"question": self.question, **what, "trace": self.trace.to_dict()}
         self.answer.turn = {**shown, "id": self.answer.question_id}
         self.answer.shown = shown
 

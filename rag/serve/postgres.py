@@ -461,7 +461,7 @@ class PostgresHistory(ChainlitDataLayer):
                     await self._transact(work)
 
         try:
-            await self._shielded(work_and_files())
+            await self._shielded(work_and_files)
         except _FAILURES as error:
             raise self._unusable(error) from error
 
@@ -707,19 +707,19 @@ class PostgresHistory(ChainlitDataLayer):
                 then(outcome)
                 return outcome
 
-        return await self._shielded(in_turn())
+        return await self._shielded(in_turn)
 
     async def _transact(self, work: Callable[[Any], Awaitable[Outcome]]) -> Outcome:
-        if self._closed:
-            raise asyncpg.InterfaceError("the history was closed")
         await self.connect()
         assert self.pool is not None
         async with self.pool.acquire(timeout=CONNECT_S) as db, db.transaction():
             return await work(db)
 
-    async def _shielded(self, work: Coroutine[Any, Any, Outcome]) -> Outcome:
-        """It is done even if whoever asked is cancelled meanwhile."""
-        task = asyncio.create_task(work)
+    async def _shielded(self, work: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
+        """It is done even if whoever asked is cancelled meanwhile, or closes the history."""
+        if self._closed:
+            raise asyncpg.InterfaceError("the history was closed")
+        task = asyncio.create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)

@@ -8,10 +8,12 @@ is `pages`', in which process `reader`'s; how uploads are kept, and whose they a
 import asyncio
 import hashlib
 import os
+import re
 import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
 from urllib.parse import quote as quoted
@@ -135,13 +137,12 @@ def router(library: Library, pages: Pages, open_upload: OpenUpload) -> APIRouter
     Found = Annotated[Document, Depends(find)]
 
     @routes.get("/source")
-    async def source(
-        document: Found, language: Language, page: str = "", quote: str = "", start: str = "", end: str = ""
-    ) -> Response:
-        """`page`, `quote`: the citation's; `start`, `end`: of the passage that is shown, if known."""
+    async def source(document: Found, language: Language, page: str = "", quote: str = "", start: str = "") -> Response:
+        """`page`, `quote` and `start` are a citation's; where the quote stands twice, `start` tells which is meant."""
         number = _page(page, language)
-        found = await asyncio.to_thread(document.passages)
-        before, passage, after = around(found, number, quote, _number(start), _number(end))
+        before, passage, after = await asyncio.to_thread(
+            lambda: around(document.passages(), number, quote, _number(start))
+        )
         answer: dict[str, Any] = {
             "name": document.report.source,
             "unit": document.report.unit,
@@ -196,49 +197,51 @@ def router(library: Library, pages: Pages, open_upload: OpenUpload) -> APIRouter
     return routes
 
 
-def around(
-    passages: Sequence[Passage], page: int | None, quote: str, start: int | None, end: int | None
-) -> tuple[str, str, str]:
-    """What stands before the passage that is shown, its own text, and what comes after it.
+def around(passages: Sequence[Passage], page: int | None, quote: str, start: int | None) -> tuple[str, str, str]:
+    """The text before a quote, the passage that holds it, and the text after it; empty where no passage does.
 
-    Positions and pages are those of an answer; where the document has changed since, the quote tells the passage. Empty
-    where nothing does.
+    Several passages may say the same: the nearest to `start` is meant. It is an answer's, and the document may have
+    changed since.
     """
-    wanted = _squeezed(quote)
-    inside: list[int] = []
-    if start is not None and end is not None:
-        inside = [n for n, passage in enumerate(passages) if passage.start < end and passage.end > start]
-    if wanted and wanted not in _squeezed("".join(passages[n].text for n in inside)):
-        here = (n for n, passage in enumerate(passages) if passage.page == page and wanted in _squeezed(passage.text))
-        inside = [n for n in [next(here, None)] if n is not None]
-    if not inside:
+    if not (words := quote.split()):
         return "", "", ""
-    before, after = passages[: inside[0]], passages[inside[-1] + 1 :]
-    return _end_of(before), "".join(passages[n].text for n in inside), _beginning_of(after)
+    sought = re.compile(r"\s+".join(map(re.escape, words)))
+    found = [
+        (number, match)
+        for number, passage in enumerate(passages)
+        if page is None or passage.page == page
+        for match in sought.finditer(passage.text)
+    ]
+    if not found:
+        return "", "", ""
+    number, match = min(found, key=lambda one: abs(passages[one[0]].start + one[1].start() - (start or 0)))
+    text = passages[number].text
+    before = _before(passages[: number + 1], text[: match.start()])
+    return before, text, _after(passages[number:], text[match.end() :])
 
 
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
-def _end_of(passages: Sequence[Passage]) -> str:
-    text = ""
-    for place in range(len(passages) - 1, -1, -1):
-        text = passages[place].text + (_gap(*passages[place : place + 2]) if text else "") + text
+def _before(passages: Sequence[Passage], text: str) -> str:
+    """The end of what leads to `text`, which stands in the last of the passages, and `text`."""
+    for second, first in pairwise(reversed(passages)):
         if len(text) > AROUND_CHARS:
-            cut = text[-AROUND_CHARS:]
-            return "…" + cut[cut.find(" ") + 1 if " " in cut[:40] else 0 :]
-    return text
+            break
+        text = first.text + _gap(first, second) + text
+    if len(text) <= AROUND_CHARS:
+        return text
+    cut = text[-AROUND_CHARS:]
+    return "…" + cut[cut.find(" ") + 1 if " " in cut[:40] else 0 :]
 
 
-def _beginning_of(passages: Sequence[Passage]) -> str:
-    text = ""
-    for place, passage in enumerate(passages):
-        text += (_gap(*passages[place - 1 : place + 1]) if text else "") + passage.text
+def _after(passages: Sequence[Passage], text: str) -> str:
+    """`text`, which stands in the first of the passages, and the beginning of what follows."""
+    for first, second in pairwise(passages):
         if len(text) > AROUND_CHARS:
-            cut = text[:AROUND_CHARS]
-            return cut[: cut.rfind(" ") if " " in cut[-40:] else None] + "…"
-    return text
+            break
+        text += _gap(first, second) + second.text
+    if len(text) <= AROUND_CHARS:
+        return text
+    cut = text[:AROUND_CHARS]
+    return cut[: cut.rfind(" ") if " " in cut[-40:] else None] + "…"
 
 
 def _gap(first: Passage, second: Passage) -> str:

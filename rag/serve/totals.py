@@ -66,6 +66,8 @@ def answered_by(turn: Turn) -> str | None:
     """The leg that wrote the answer which stands, `slm` or `llm`; None where no model did, or it is not told."""
     if turn.get("model") is None:
         return None
+    if turn.get("standing"):  # by somebody's wish, in the place of the other's
+        return str(turn["standing"])
     legs = {draft["leg"] for draft in turn.get("drafts") or () if draft.get("model") == turn["model"]}
     if len(legs) > 1:  # one model in both places
         return "llm" if turn.get("escalated") else "slm"

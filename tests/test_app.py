@@ -581,6 +581,48 @@ async def test_what_was_chosen_holds_for_the_users_next_conversation(url: str, s
 # Each of the following has a process of its own.
 
 
+async def test_a_model_elsewhere_is_asked_only_after_leave(scripted: ScriptedServer, tmp_path: Path) -> None:
+    """The host does not exist; a proxy on this machine, which is the scripted server, answers for it."""
+    asked: list[str] = []
+    scripted.script = lambda model, _: asked.append(model) or "It is 999 MB."  # type: ignore[func-returns-value]
+    environment = {
+        "RAG_SLM_BASE_URL": scripted.url, "RAG_SLM_MODEL": "small", "RAG_LLM_BASE_URL": "http://models.invalid/v1",
+        "RAG_LLM_MODEL": "large", "HTTP_PROXY": scripted.url.removesuffix("/v1"), "RAG_CACHE_DIR": str(tmp_path),
+    }  # fmt: skip
+    with chat(free_port(), tmp_path / "chat.log", **environment) as address:
+        async with connected(address) as client:
+            turn = await client.ask(QUESTION)
+            assert turn["model"] == "small"
+            assert "models.invalid" in turn["notes"][0]
+            await client.socket.emit("chat_settings_change", {"mode": "llm"})
+            assert (await client.ask(QUESTION))["model"] == "small", "to choose the mode is not to give leave"
+            assert set(asked) == {"small"}
+            await until(lambda: len(client.receipts) == 2)
+            receipt = next(iter(client.receipts.values()))
+            assert receipt["larger"] == {"model": "large", "where": "models.invalid", "leaves": True}
+            assert "ask_larger" in receipt["offers"]
+            await client.press(address, "ask_larger", 0)
+            await until(lambda: len(client.turns()) == 3)
+            assert client.turns()[-1]["where"] == "models.invalid"
+            assert (await client.ask(QUESTION))["model"] == "large", "leave was given for this conversation"
+        asked.clear()
+        async with connected(address) as other:
+            assert (await other.ask(QUESTION))["model"] == "small", "and for no other"
+            assert set(asked) == {"small"}
+            await other.socket.emit("chat_settings_change", {"allow_remote": True, "local_only": False})
+            assert (await other.ask(QUESTION))["model"] == "large"
+            await other.socket.emit("chat_settings_change", {"local_only": True})
+            asked.clear()
+            assert (await other.ask(QUESTION))["model"] == "small"
+            assert set(asked) == {"small"}
+            await until(lambda: len(other.receipts) == 3)
+            assert other.offers()[-1] == [], "what is locked is not offered"
+            await other.act(
+                address, {"name": "ask_larger", "payload": {"answer": list(other.receipts.values())[-1]["answer_id"]}}
+            )
+            assert set(asked) == {"small"}
+
+
 async def test_what_a_session_holds_in_memory_ends_with_it_and_comes_back_from_the_history(
     scripted: ScriptedServer, tmp_path: Path
 ) -> None:

@@ -32,7 +32,8 @@ Thread = Mapping[str, Any]
 Turn = Mapping[str, Any]
 
 NAMELESS: Final = "Conversation"
-NAME_CHARS: Final = 80
+NAME_BYTES: Final = 200
+"""Of a file's name before its ending; file systems take 255."""
 HEADING_CHARS: Final = 120
 
 
@@ -210,12 +211,13 @@ def _receipt(turn: Turn) -> str:
     return "; ".join(parts)
 
 
-_SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|~$!&]|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+_SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|~$!&]|^[-+=]")
+_NUMBERED = re.compile(r"^(\d{1,9})(?=[.)])")
 
 
 def _plain(text: object) -> str:
     """One line in which nothing is Markdown."""
-    return _SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split()))
+    return _NUMBERED.sub(r"\1\\", _SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split())))
 
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>(?P<mark>`{3,})[^`]*|(?P<tildes>~{3,}).*)")
@@ -298,7 +300,7 @@ def _row(one: Asked, answer: Answer) -> dict[str, Any]:
     row |= {name: trace.get(name) for name in ("total_ms", "ttft_ms")}
     row |= {name: bill.get(name) for name in _AFTER}
     row["asked_at"], row["question"] = one.at, one.text or turn.get("question")
-    row["by"] = answered_by(turn)
+    row["by"], row["stopped"] = answered_by(turn), bool(turn.get("stopped"))
     row["where"] = None if turn.get("standing") else turn.get("where")
     row["citations"] = "; ".join(f"[{c.get('marker')}] {_place(c)}" for c in turn.get("citations") or ())
     row["notes"] = " ".join(str(note) for note in turn.get("notes") or ())
@@ -391,5 +393,5 @@ def _named(text: str) -> str:
     """What of a text can be a file's name everywhere; "" if nothing can."""
     # Control characters, and what turns the rest of the name round, are of Unicode's class C.
     shown = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in _UNNAMED.sub(" ", text))
-    name = " ".join(shown.split())[:NAME_CHARS].strip(" .")
+    name = " ".join(shown.split()).encode()[:NAME_BYTES].decode("utf-8", "ignore").strip(" .")
     return f"_{name}" if _DEVICE.match(name) else name

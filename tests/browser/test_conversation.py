@@ -103,9 +103,11 @@ def test_ten_turns_with_uploads_an_escalation_a_stop_an_edit_and_a_killed_server
             assert last["hits"][0]["source"] == "manual.md"
             assert last["escalated"], "the threshold is still 1"
 
-            # It is found in the sidebar, under its first question, by a word that was said in it.
+            # It is found in the sidebar, under its first question.
             page.goto(url)
             page.locator("#chat-settings-open-modal").wait_for()
-            if not page.locator(f'a[href*="{address.rpartition("/")[2]}"]').first.is_visible():
-                page.locator("#sidebar-trigger-button").first.click()
-            expect(page.locator(f'a[href*="{address.rpartition("/")[2]}"]').first).to_contain_text(ONNX[:15])
+            page.locator("#sidebar-trigger-button:visible").click()
+            found = page.locator(f'a[href$="{address.rpartition("/")[2]}"]')
+            expect(found).to_contain_text(ONNX)
+            found.click()
+            expect(page.get_by_test_id("receipt-toggle")).to_have_count(len(figures) + 1)

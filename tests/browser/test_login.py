@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -102,7 +101,7 @@ def test_two_users_see_their_own_conversations(browser: Browser, scripted: Scrip
             addresses[name] = page.url
         for name, page, other in (("anna", anna, "bo"), ("bo", bo, "anna")):
             if not page.locator("#thread-history").is_visible():
-                page.locator("#sidebar-trigger-button").first.click()
+                page.locator("#sidebar-trigger-button:visible").click()
             history = page.locator("#thread-history")
             expect(history).to_contain_text(questions[name][:20])
             expect(history).not_to_contain_text(f"that {other} can")

@@ -41,6 +41,9 @@ from rag.words import language_of, say, told
 log = logging.getLogger("smallfirst")
 
 settings = Settings.load()
+# The last one added stands outermost: a request is first judged (`harden`, below), then it is asked who sends it.
+web_app.add_middleware(words.Tongue)
+login.install(settings, web_app)
 library = Library(settings)
 legs = Legs(settings)
 kept = history.open_history(settings)
@@ -54,8 +57,6 @@ following: list[asyncio.Task[None]] = []
 # The page's own limit, so that a file too large is refused before it is sent.
 if uploads := config.features.spontaneous_file_upload:
     uploads.max_size_mb = settings.upload_mb
-web_app.add_middleware(words.Tongue)
-login.install(settings, web_app)
 harden(
     web_app,
     sio,
@@ -89,6 +90,7 @@ for router in (
 
 # A folder of scans would push everything else out of the terminal.
 REPORTS_SHOWN = 20
+ESCALATING = {"slm": "chat.escalating_slm", "llm": "chat.escalating_llm"}
 ALLOWED = "allows_remote"
 COMMENT_CHARS = 500
 STARTERS = {
@@ -416,8 +418,8 @@ async def run_turn(
                     bubble.say(detail)
                 case cascade.Token(text=text):
                     bubble.add(text)
-                case cascade.Escalating(reason=reason):
-                    await bubble.start_over(say("chat.escalating", reason=reason))
+                case cascade.Escalating(reason=reason, leg=leg):
+                    await bubble.start_over(say(ESCALATING[leg], reason=reason))
                 case cascade.Failed(error=error):
                     raise error
                 case cascade.Answered(turn=turn):

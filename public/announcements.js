@@ -37,7 +37,9 @@ function announce() {
 }
 
 // --- the phase -------------------------------------------------------------------------------------------------------
-// A phase is the message's last paragraph while it is nothing but emphasis: "*Searching 1,204 passages … 3 s*".
+// A phase is the message's last paragraph while it ends in a clock: "Searching 1,204 passages … 3 s".
+
+const CLOCK = /\s*…(\s*\d+\s*\S{1,3})?$/;
 
 let waiting = 0;
 let standing = "";
@@ -46,10 +48,8 @@ let spokenAt = 0;
 function now() {
   if (!document.querySelector("#stop-button")) return "";
   const paragraphs = document.querySelectorAll("[data-step-type=assistant_message] .message-content [role=article]");
-  const paragraph = paragraphs[paragraphs.length - 1];
-  const emphasis = paragraph && paragraph.firstElementChild;
-  if (!emphasis || !emphasis.matches(".italic") || paragraph.firstChild !== emphasis) return "";
-  return emphasis.textContent.split("…")[0].trim();
+  const text = paragraphs.length ? paragraphs[paragraphs.length - 1].textContent.trim() : "";
+  return CLOCK.test(text) ? text.replace(CLOCK, "") : "";
 }
 
 function follow() {

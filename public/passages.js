@@ -173,23 +173,25 @@ function renderSource(source, { item, place, text, more, alone }) {
   put(place, [unit(item.source, item.page, source.unit), headings(item.heading)].filter(Boolean).join(" · "));
   if (alone && source.before) text.prepend(source.before);
   if (alone && source.after) text.append(source.after);
-  const paged = isNumber(source.page);
-  const reached = source.document && address(source.document) + (paged && !source.document.includes("#") ? `#page=${source.page}` : "");
+  const page = source.page ?? item.page;
+  const paged = isNumber(page);
+  const reached = source.document && address(source.document) + (paged ? `#page=${page}` : "");
   if (source.picture) {
     const figure = element(reached ? "a" : "div", "sf-picture", more);
     if (reached) leads(figure, reached);
     const picture = element("img", "", figure);
-    picture.alt = t("page.picture_of", { unit: unit(item.source, source.page, source.unit), name: source.name });
+    picture.alt = t("page.picture_of", { unit: unit(item.source, page, source.unit), name: source.name });
     picture.src = address(source.picture);
     for (const [left, top, width, height] of source.marks || []) {
       const box = element("span", "sf-marked", figure);
       Object.assign(box.style, { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * width}%`, height: `${100 * height}%` });
     }
   }
+  if (source.detail) element("p", "sf-quiet", more).textContent = source.detail;
   if (reached) {
     const link = element("a", "sf-reach", more);
     leads(link, reached);
-    const where = { unit: unit(item.source, source.page, source.unit) };
+    const where = { unit: unit(item.source, page, source.unit) };
     element("span", "", link).textContent = paged ? t("page.open_at", where) : t("page.open_document");
     icon("M15 3h6v6M10 14 21 3M18 13v8H3V6h8", link, 14);
   }
@@ -233,14 +235,17 @@ function renderAll(hits) {
 
 // --- the server ------------------------------------------------------------------------------------------------------
 // Source: {name, unit, page, pages, picture, marks: [[left, top, width, height]] as parts of the page, document, before,
-// after}; `picture` and `document` are addresses or null.
+// after}; `picture` and `document` are addresses or null. Where there is no picture: {detail: why, document}.
 
 async function ask(item) {
   const asked = new URL(address("source"));
   asked.searchParams.set("name", item.source);
   if (view.uploads.includes(item.source)) asked.searchParams.set("thread", view.thread);
   if (isNumber(item.page)) asked.searchParams.set("page", item.page);
-  if (item.quote) asked.searchParams.set("quote", item.quote);
+  if (item.quote) {
+    asked.searchParams.set("quote", item.quote);
+    asked.searchParams.set("start", item.start); // where the quote stands twice
+  }
   if (answered.has(asked.href)) return answered.get(asked.href);
   const mine = (asking = new AbortController());
   let answer;
@@ -252,8 +257,8 @@ async function ask(item) {
   }
   const source = await answer.json().catch(() => ({}));
   if (mine.signal.aborted) return null;
-  if (!answer.ok) throw new Error(source.detail || t("page.no_page"));
-  answered.set(asked.href, source);
+  if (!answer.ok && !source.document) throw new Error(source.detail || t("page.no_page"));
+  if (answer.ok) answered.set(asked.href, source);
   return source;
 }
 

@@ -1,9 +1,9 @@
 // What this conversation has taken so far: a button above the message box that opens the sums, and how long each turn took.
 //
 // The server sends them after each turn, and when a conversation is begun or resumed:
-// {smallfirst: "totals", thread, totals: {turns, escalated, escalation_rate, refused, stopped, input_tokens, output_tokens,
-// time_ms, ttft_ms_median, cost, currency, cost_known, energy_j, watts, latency: [Turn]}}
-// Turn: {total_ms, ttft_ms, by: "slm", "llm" or null, escalated, refused, question}
+// {smallfirst: "totals", thread, totals: {turns, escalated, escalation_rate, refused, stopped, failed, input_tokens,
+// output_tokens, at_least, time_ms, ttft_ms_median, cost, currency, cost_known, energy_j, watts, latency: [Turn]}}
+// Turn: {total_ms, ttft_ms, by: "slm", "llm" or null, escalated, refused, question}; what nobody knows is null.
 import { t } from "./words.js";
 import { address, energy, isNumber, money, number, percent, time } from "./figures.js";
 import { drawing, element, icon, put } from "./nodes.js";
@@ -12,7 +12,7 @@ import { drawer } from "./shelf.js";
 const SHOWN = 40; // turns in the picture, the newest
 const HEIGHT = 96;
 const STEP = 14; // from one bar to the next
-const COLOURS = { slm: "hsl(var(--chart-2))", llm: "hsl(var(--chart-3))", none: "hsl(var(--chart-1))" };
+const COLOURS = { slm: "hsl(var(--chart-2))", llm: "hsl(var(--chart-3))", refused: "hsl(var(--chart-1))", none: "hsl(var(--muted-foreground) / 0.5)" };
 
 let totals = null;
 let thread = null;
@@ -21,7 +21,7 @@ const { place, opener, panel, open } = drawer("totals", render);
 icon("M4 20V10M10 20V4M16 20v-7M22 20H2", opener, 14);
 const count = element("span", "", opener);
 
-const by = (turn) => (turn.refused ? "none" : turn.by || "none");
+const by = (turn) => (turn.refused ? "refused" : turn.by || "none");
 
 /** Pairs of words and figures. */
 function rows() {
@@ -31,14 +31,23 @@ function rows() {
     [t("page.totals_escalated"), t("page.totals_share", { n: number(totals.escalated), share: rate })],
     totals.refused > 0 && [t("page.totals_refused"), number(totals.refused)],
     totals.stopped > 0 && [t("page.totals_stopped"), number(totals.stopped)],
-    [t("page.totals_tokens"), t("page.tokens_in_out", { count: totals.input_tokens, output: totals.output_tokens })],
+    totals.failed > 0 && [t("page.totals_failed"), number(totals.failed)],
+    [
+      t("page.totals_tokens"),
+      t(totals.at_least ? "page.tokens_in_out_at_least" : "page.tokens_in_out", {
+        count: totals.input_tokens || 0,
+        output: totals.output_tokens || 0,
+      }),
+    ],
     [t("page.totals_time"), time(totals.time_ms)],
     isNumber(totals.ttft_ms_median) && [t("page.totals_first_token"), time(totals.ttft_ms_median)],
     totals.cost > 0 && [t("page.cost_name"), money(totals.cost, totals.currency || "") + (totals.cost_known ? "" : ` + ${t("page.cost_unknown")}`)],
     !(totals.cost > 0) && totals.cost_known === false && [t("page.cost_name"), t("page.cost_unknown")],
     totals.energy_j > 0 && [
       t("page.energy_name"),
-      t("page.energy_assumed", { energy: energy(totals.energy_j), watts: number(totals.watts) }),
+      isNumber(totals.watts)
+        ? t("page.energy_assumed", { energy: energy(totals.energy_j), watts: number(totals.watts) })
+        : t("page.energy_about", { energy: energy(totals.energy_j) }),
     ],
   ];
   return told.filter(Boolean);
@@ -63,7 +72,7 @@ function picture(latency, parent) {
 function legend(latency, parent) {
   const key = element("p", "legend", parent);
   key.setAttribute("aria-hidden", "true"); // of the picture, which is told in its own words and in the table
-  for (const kind of ["slm", "llm", "none"]) {
+  for (const kind of Object.keys(COLOURS)) {
     if (!latency.some((turn) => by(turn) === kind)) continue;
     const entry = element("span", "", key);
     element("span", "patch", entry).style.background = COLOURS[kind];

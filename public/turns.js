@@ -30,6 +30,7 @@ export const left = (turn) => (turn.where && turn.where !== HERE ? turn.where : 
 
 function who(turn) {
   if (turn.model) return turn.model;
+  if (turn.error) return t("page.failed");
   if (turn.stopped) return (list(turn.drafts).at(-1) || {}).model || null;
   return t(list(turn.drafts).length ? "page.no_model_answered" : "page.no_model_asked");
 }
@@ -37,8 +38,9 @@ function who(turn) {
 /** Tokens read and written by all legs; the models' own figures where there is no bill. */
 function tokens(turn) {
   const sum = (name) => list(turn.drafts).reduce((all, draft) => all + ((draft.usage || {})[name] || 0), 0);
-  const { input_tokens = sum("input_tokens"), output_tokens = sum("output_tokens") } = turn.bill || {};
-  return input_tokens || output_tokens ? { count: input_tokens, output: output_tokens } : null;
+  const { input_tokens, output_tokens } = turn.bill || {};
+  const spent = { count: input_tokens ?? sum("input_tokens"), output: output_tokens ?? sum("output_tokens") };
+  return spent.count || spent.output ? spent : null;
 }
 
 function cost(turn) {
@@ -52,14 +54,14 @@ export function summary(turn) {
   const trace = turn.trace || {};
   const spent = tokens(turn);
   const speed = (turn.bill || {}).tokens_per_s;
-  const broken = turn.stopped || list(trace.spans).some((span) => !isNumber(span.duration_ms));
+  const broken = turn.stopped || (!turn.error && list(trace.spans).some((span) => !isNumber(span.duration_ms)));
   const short = turn.standing === "slm" && turn.escalated;
   return [
     who(turn),
     turn.escalated && t(short ? "page.short_kept" : "page.escalated"),
     isNumber(trace.ttft_ms) && t("page.first_token_after", { time: time(trace.ttft_ms) }),
     trace.total_ms > 0 && t("page.total", { time: time(trace.total_ms) }),
-    spent && t("page.tokens_in_out", spent),
+    spent && t((turn.bill || {}).at_least ? "page.tokens_in_out_at_least" : "page.tokens_in_out", spent),
     speed > 0 && t("page.speed", { n: number(speed, speed < 10 ? 1 : 0) }),
     cost(turn),
     left(turn) && t("page.sent_to", { host: left(turn) }),
@@ -194,6 +196,12 @@ export function verdict(turn) {
 
 // --- what was sent ---------------------------------------------------------------------------------------------------
 
+const LEFT_OUT = {
+  duplicate: "page.left_duplicate",
+  "adds nothing": "page.left_adds_nothing",
+  "no room": "page.left_no_room",
+};
+
 /** For each leg that was asked: {leg, title, share, told, passages, sent, leftOut}; `share` is how full its window is,
  * `passages` how much of it they are; both null where the window is not known. */
 export function ledgers(turn) {
@@ -206,11 +214,10 @@ export function ledgers(turn) {
       const window = entry.window_tokens;
       const told = { count: read, window: window || 0, percent: window ? percent(read / window) : "" };
       const key = `${window ? "page.window" : "page.window_unknown"}${measured === null ? "_about" : ""}`;
-      const count = (key, count) => (count ? t(key, { count }) : null);
-      const reasons = Object.entries(entry.left_out || {}).map(([reason, number_]) => {
-        const known = { duplicate: "page.left_duplicate", "adds nothing": "page.left_adds_nothing", "no room": "page.left_no_room" };
-        return known[reason] ? count(known[reason], number_) : number_ && `${number(number_)} × ${reason}`;
-      });
+      const counted = (key, count) => (count ? t(key, { count }) : null);
+      const reasons = Object.entries(entry.left_out || {}).map(([reason, count]) =>
+        LEFT_OUT[reason] ? counted(LEFT_OUT[reason], count) : count && `${number(count)} × ${reason}`,
+      );
       return {
         leg: name,
         title: [leg(name), model(turn, name)].filter(Boolean).join(": "),
@@ -220,11 +227,11 @@ export function ledgers(turn) {
         sent: enumerated(
           [
             t("page.passages_sent", { count: entry.passages_sent || 0 }),
-            count("page.passages_merged", entry.passages_merged),
-            count("page.turns_sent", entry.turns_sent),
+            counted("page.passages_merged", entry.passages_merged),
+            counted("page.turns_sent", entry.turns_sent),
           ].filter(Boolean),
         ),
-        leftOut: enumerated([...reasons, count("page.turns_left_out", entry.turns_left_out)].filter(Boolean)),
+        leftOut: enumerated([...reasons, counted("page.turns_left_out", entry.turns_left_out)].filter(Boolean)),
       };
     });
 }

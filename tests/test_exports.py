@@ -194,7 +194,7 @@ def test_a_long_question_is_quoted_whole() -> None:
 
 HOSTILE = (
     "# Heading", "   # Heading", "- # Heading", "> 1. # Heading", "Text\n===", "Text\n---", "Text\n-", "- Text\n  ---", "***",
-    "* * *", "```", "   ```js", "    ```", "\t```\ncode\n\t```", "```a\n\t```", "```\n    ```", "~~~", "~~~ a`b\n```", "````\n```",
+    "* * *", "```", "   ```js", "    ```", "\t```\ncode\n\t```", "```a\n\t```", "```\n    ```", "~~~", "~~~ a`b\n```", "~~~|\n---", "````\n```",
     "- ```\n  code", "> ```\n> code", "1. ~~~", "`` ` ``\n```", "<script>alert(1)</script>", "<!--", "<?php", "<![CDATA[", "</div>",
     "<details>", "\\<script>", "\\\\<script>", "`a\\`<script>", "`\\`<b>`", "<https://evil.example>", "![x](https://evil.example)",
     "\\![x](https://evil.example)", "[x](https://evil.example)", "\\\\[x](https://evil.example)", "[1]: https://evil.example",

@@ -2,7 +2,7 @@
 // did, what it took and what the answer rests on.
 //
 // `props` is the turn's dictionary in the reader's language and what the server knows of the answer: {answer_id, thread_id,
-// shown, kept, comment, offers, larger, standing, attachments}; any part may be missing. What a turn says in words is
+// shown, labels, kept, comment, offers, larger, standing, attachments}; any part may be missing. What a turn says in words is
 // public/turns.js; what outlives this element, which Chainlit makes anew at every turn, is public/receipts.js; passages
 // are shown by public/passages.js, which also sends the clicks on the answer's marks here ("smallfirst:cite"). The looks
 // are public/receipt.css.
@@ -409,7 +409,7 @@ function Tools({ turn, kept, change, root, press, running, showFound }) {
   }
   return (
     <div className="sf-tools" role="group" aria-label={t('page.tools')} data-testid="receipt-tools">
-      {turn.kept !== undefined && !turn.stopped && (
+      {turn.labels && Array.isArray(turn.hits) && (
         <>
           <Tool act="good" icon={ThumbsUp} name={t('page.good')} pressed={standing === 'good'} busy={busy} onClick={() => thumb('good')} />
           <Tool act="bad" icon={ThumbsDown} name={t('page.bad')} pressed={standing === 'bad'} busy={busy} onClick={() => thumb('bad')} />

@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -165,11 +167,15 @@ async def _chat() -> AsyncIterator[tuple[str, psutil.Process, float]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    data = tempfile.mkdtemp(prefix="smallfirst-")  # no conversation of the user's
     began = time.perf_counter()
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rag.cli", "chat", "--no-open", "--port", str(port),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "RAG_PULL_LLM": "false", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1"},
+        env={
+            **os.environ, "RAG_PULL_LLM": "false", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_DATA_DIR": data,
+            "RAG_LOGIN": "auto",
+        },
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
@@ -188,6 +194,7 @@ async def _chat() -> AsyncIterator[tuple[str, psutil.Process, float]]:
         if child.returncode is None:
             child.terminate()
         await child.wait()
+        shutil.rmtree(data, ignore_errors=True)
 
 
 def _model_server(process: psutil.Process) -> tuple[str, str]:

@@ -220,7 +220,7 @@ def _plain(text: object) -> str:
     return _NUMBERED.sub(r"\1\\", _SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split())))
 
 
-_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>(?P<mark>`{3,})[^`]*|(?P<tildes>~{3,}).*)")
+_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}(?=[^`]*$)|~{3,})[ \t]*(?P<language>[\w+#.-]*).*")
 _WITHIN = r"^(?P<before>(?:[\s>]|[-+*]\s|\d{1,9}[.)]\s)*)"
 _HEADING = re.compile(rf"{_WITHIN}(?=#)")
 _RULE = re.compile(rf"{_WITHIN}(?=[-=*_][-=*_\s]*$)")
@@ -244,8 +244,8 @@ def _safe(text: str) -> str:
             if re.fullmatch(rf" {{0,3}}{fence}{fence[0]}*[ \t]*", line):
                 fence = ""
         elif (opened := _FENCE.fullmatch(line)) is not None:
-            fence, indent = opened["mark"] or opened["tildes"], len(opened["indent"])
-            lines.append(opened["fence"])
+            fence, indent = opened["fence"], len(opened["indent"])
+            lines.append(fence + opened["language"])  # what else stands there could make a table's head of it
         else:
             line = _RULE.sub(r"\g<before>\\", _HEADING.sub(r"\g<before>\\", line))
             lines.append(_ACTIVE.sub(lambda found: found[0] if len(found[0]) > 1 else rf"\{found[0]}", line))

@@ -80,6 +80,7 @@ class Escalating:
     """Another model takes over; what was shown so far does not stand."""
 
     reason: str
+    leg: str
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ class _Work:
             failure = error.told
             if self.mode == "slm" and second.leaves:
                 raise  # text leaves the machine only for a mode that says so
-            yield Escalating(say(SILENT[first.name]))
+            yield Escalating(say(SILENT[first.name]), second.name)
             self.shown = ""
             try:
                 async with aclosing(self._ask(second)) as events:
@@ -335,7 +336,7 @@ class _Work:
         # 5. Not good enough: the larger model answers.
         escalated = False
         if self.mode == "auto" and verdict is not None and not verdict.accepted:
-            yield Escalating(verdict.reason)
+            yield Escalating(verdict.reason, "llm")
             standing, self.shown = self.shown, ""
             try:
                 async with aclosing(self._ask(self.legs.llm)) as events:

@@ -24,7 +24,7 @@ from rag.corpus.library import Library
 from rag.errors import RagError, UserError
 from rag.lab.labels import FILE, Labels
 from rag.models.legs import Legs
-from rag.serve import api, history, login, sources, status, words
+from rag.serve import api, exports, history, login, sources, status, words
 from rag.serve.answer import Answer, text_of
 from rag.serve.bubble import Bubble
 from rag.serve.conversations import Conversation, Conversations
@@ -83,6 +83,7 @@ for router in (
     words.router(),
     history.router(kept),
     sources.router(library, pages, open_upload),
+    exports.router(kept),
 ):
     web_app.include_router(router)
     # Chainlit's own last route answers every other path with its page, so ours must stand before it.

@@ -23,10 +23,12 @@ function listen(callback) {
   return () => heard.removeEventListener("change", callback);
 }
 
-/** Gives the focus back to the control that had it, if it went with the receipt that stood here before. */
+/** Gives the focus back to the control that had it, if that went with the receipt that stood here before; to one beside it
+ * where it is gone for good: a kept comment is a text, and what was done is no longer offered. */
 function refocus(answer, root) {
   if (!focused || focused.answer !== answer || document.activeElement !== document.body) return;
-  const control = root.querySelector(`[data-act="${focused.act}"]`);
+  const places = [`[data-act="${focused.act}"]`, "[data-act=said]", "[aria-pressed=true]", "[data-act=copy]"];
+  const control = places.map((place) => root.querySelector(place)).find(Boolean);
   if (control) control.focus({ preventScroll: true });
 }
 
@@ -36,7 +38,7 @@ document.addEventListener("focusin", ({ target }) => {
   focused = root ? { answer: root.dataset.answer, act: control.dataset.act } : null;
 });
 document.addEventListener("pointerdown", ({ target }) => {
-  if (!target.closest("[data-answer]")) focused = null;
+  if (!target.closest("[data-act]")) focused = null;
 });
 
 window.smallFirst = Object.assign(window.smallFirst || {}, { receipts: { of, change, listen, refocus } });

@@ -165,7 +165,8 @@ class _FirstComplaint(logging.Handler):
 def _of_turn(trace: Trace, turn: Mapping[str, Any], question_id: str, error: BaseException | None) -> dict[str, Value]:
     """What is told of the whole; what the turn does not say is left out."""
     verdict = turn.get("verdict") or {}
-    outcome = "failed" if error is not None else "answered" if "answer" in turn else "stopped"
+    stopped = "answer" not in turn or bool(turn.get("stopped"))
+    outcome = "failed" if error is not None else "stopped" if stopped else "answered"
     told: dict[str, Value | None] = {
         "smallfirst.question.id": question_id or None,
         "smallfirst.outcome": outcome,

@@ -1,6 +1,6 @@
 """One answer in a conversation: what is offered, what stands, what its message says, and how it comes back."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 
 @pytest.fixture
-async def escalated(session: Session, settings: Settings) -> AsyncIterator[Answer]:
+async def escalated(session: Session, settings: Settings) -> Answer:
     answer = Answer("answer", "question", "thread")
     answer.take(await turn_of(session, ScriptedLegs([WRONG], [f"{GOOD} [1]"]), settings), "en")
-    yield answer
+    return answer
 
 
 async def test_of_an_answer_by_the_small_model_the_larger_can_be_asked(session: Session, settings: Settings) -> None:

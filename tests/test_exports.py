@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from email.message import Message as Headers
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 import httpx2
@@ -22,13 +23,12 @@ from .sessions import Tab, data_layer, settled  # before anything that imports C
 # isort: split
 import chainlit as cl
 from chainlit.auth import create_jwt
-from chainlit.user import PersistedUser, User
+from chainlit.user import User
 
 from rag.corpus.documents import Ingest
 from rag.serve.exports import as_csv, as_json, as_markdown, asked, router
 from rag.serve.history import History
 from rag.settings import Settings
-from rag.trace import Trace
 from rag.turn import cascade
 from rag.turn.session import Session
 
@@ -178,7 +178,7 @@ def test_an_answer_that_took_anothers_place_is_shown_as_it_stands() -> None:
     both = [{"leg": "slm", "model": "one"}, {"leg": "llm", "model": "one"}]
     kept = TURN | {"standing": "slm", "model": "one", "escalated": True, "drafts": both, "where": "far.example"}
     told = text_of(thread(user_step("q1", "First?"), our_step("a1", kept)))
-    assert "Answered by the small model one;" in told
+    assert "Answered by the small model one; kept, though it was doubted: confidence 0.9;" in told
     assert "far.example" not in told
     assert rows_of(thread(our_step("a1", kept)))[0]["by"] == "slm"
 
@@ -355,3 +355,149 @@ def test_a_turn_is_its_dictionary() -> None:
     assert "\\u" not in told.decode()
     assert as_json(WHOLE, "q1") is None
     assert as_json(thread(), "a1") is None
+
+
+async def test_a_real_turn_can_be_exported(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "animals.md").write_text("# Zebras\n\nZebras drink at the Mara river every morning.")
+    library = open_library(tmp_path / "docs", tmp_path / "cache")
+    legs = ScriptedLegs(["Zebras drink there since 1974."], ["Zebras drink at the Mara river."])
+    events = cascade.answer("Where do zebras drink?", session=Session(library), legs=legs, settings=settings)
+    turn = [event async for event in events][-1].turn.to_dict()  # type: ignore[union-attr]
+    library.close()
+    exported = thread(user_step("q1", "Where do zebras drink?"), our_step("a1", turn, "q1"))
+    told = as_json(exported, "a1")
+    assert told is not None
+    assert json.loads(told) == json.loads(json.dumps(turn))
+    text = text_of(exported)
+    assert "Zebras drink at the Mara river. [1]" in text
+    assert "animals.md › Zebras: “Zebras drink at the Mara river every morning.”" in text
+    assert "Answered by the larger model scripted-llm (on this machine); the small model's own was doubted" in text
+    (row,) = rows_of(exported)
+    assert (row["by"], row["escalated"], row["refused"], row["cost"]) == ("llm", "true", "false", "0.0")
+    spans = {name.removesuffix("_ms") for name, value in row.items() if "." in name and value}
+    assert spans == {f"{span['leg']}.{span['name']}" for span in turn["trace"]["spans"] if span["leg"]}
+    assert row.keys() == rows_of(WHOLE)[0].keys(), "every span has its column"
+
+
+# --- The route ---
+
+
+@pytest.fixture
+async def history(tmp_path: Path) -> AsyncIterator[History]:
+    opened = History(tmp_path / "data")
+    with data_layer(opened):
+        yield opened
+        await settled()
+    await opened.close()
+
+
+async def conversation(history: History, name: str = "Zebras") -> tuple[str, str]:
+    """Ada's, as Chainlit keeps it: ids of the thread and of its answer."""
+    page = Tab(await history.create_user(User(identifier="ada")))
+    question = await page.ask("Where do zebras drink?")
+    answer: Any = cl.Message("At the *Mara* river [1].")
+    answer.metadata = TURN | {"id": question.id}
+    await answer.send()
+    await settled()
+    await history.update_thread(page.thread_id, name=name)
+    return page.thread_id, str(answer.id)
+
+
+@asynccontextmanager
+async def client(
+    history: History, monkeypatch: pytest.MonkeyPatch, signed_in: str | None
+) -> AsyncIterator[httpx2.AsyncClient]:
+    monkeypatch.setenv("CHAINLIT_AUTH_SECRET", "a secret of at least thirty-two bytes")
+    monkeypatch.setenv("CHAINLIT_CUSTOM_AUTH", "true")
+    app = FastAPI()
+    app.include_router(router(history))
+    cookies = {} if signed_in is None else {"access_token": create_jwt(User(identifier=signed_in))}
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", cookies=cookies) as http:
+        yield http
+
+
+async def test_the_owner_has_all_three(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    id, answer_id = await conversation(history)
+    async with client(history, monkeypatch, "ada") as http:
+        markdown = await http.get(f"/export/{id}.md")
+        receipts = await http.get(f"/export/{id}.csv")
+        turn = await http.get(f"/export/{id}/{answer_id}.json")
+    assert [answer.status_code for answer in (markdown, receipts, turn)] == [200, 200, 200]
+    assert markdown.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert markdown.text.startswith("# Zebras\n")
+    assert "## 1. Where do zebras drink?\n\nAt the *Mara* river [1].\n\nSources:" in markdown.text
+    assert receipts.headers["content-type"].startswith("text/csv; charset=utf-8")
+    assert receipts.content.startswith(b"\xef\xbb\xbfasked_at,question,")
+    assert turn.headers["content-type"] == "application/json"
+    assert turn.json()["answer"] == TURN["answer"]
+    for answer, name in ((markdown, "Zebras.md"), (receipts, "Zebras.csv"), (turn, f"Zebras {answer_id[:8]}.json")):
+        assert saved_as(answer) == (name, name)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "no-store" in answer.headers["cache-control"]
+
+
+async def test_nobody_else_finds_it(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    id, answer_id = await conversation(history)
+    paths = (f"/export/{id}.md", f"/export/{id}.csv", f"/export/{id}/{answer_id}.json")
+    await history.create_user(User(identifier="eve"))
+    for stranger in ("eve", "", None):
+        async with client(history, monkeypatch, stranger) as http:
+            for path in paths:
+                answer = await http.get(path)
+                assert (answer.status_code, answer.json()) == (404, {"detail": "There is no such conversation."})
+    async with client(history, monkeypatch, None) as http:
+        http.cookies.set("access_token", "forged")
+        assert [(await http.get(path)).status_code for path in paths] == [404, 404, 404]
+    async with client(history, monkeypatch, "ada") as http:
+        monkeypatch.delenv("CHAINLIT_CUSTOM_AUTH")
+        assert [(await http.get(path)).status_code for path in paths] == [404, 404, 404], "nobody signs in"
+
+
+async def test_what_is_not_there_is_not_found(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    id, answer_id = await conversation(history)
+    _, other = await conversation(history)
+    paths = (
+        f"{uuid4()}.md", "x.md", "'.csv", "%00.md", f"{id}/{uuid4()}.json", f"{id}/{other}.json", f"{uuid4()}/{answer_id}.json",
+        f"{id}.pdf", id,
+    )  # fmt: skip
+    async with client(history, monkeypatch, "ada") as http:
+        for path in paths:
+            assert (await http.get(f"/export/{path}")).status_code == 404, path
+
+
+def saved_as(answer: httpx2.Response) -> tuple[str, str]:
+    """The file's name for readers old and new."""
+    head, _, encoded = answer.headers["content-disposition"].rpartition("; filename*=UTF-8''")
+    message = Headers()
+    message["Content-Disposition"] = head
+    assert message.get_content_disposition() == "attachment"
+    return str(message.get_filename()), unquote(encoded)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("Звіт за рік", "conversation", "Звіт за рік"),
+        ("Café 2026", "Cafe 2026", "Café 2026"),
+        ('a"; filename="evil.exe', "a filename= evil.exe", "a filename= evil.exe"),
+        ("../../etc/passwd", "etc passwd", "etc passwd"),
+        ("C:\\x\\y", "C x y", "C x y"),
+        ("a\r\nSet-Cookie: x=1", "a Set-Cookie x=1", "a Set-Cookie x=1"),
+        ("con", "_con", "_con"),
+        ("NUL.txt", "_NUL.txt", "_NUL.txt"),
+        ("invoice\u202efdp.exe", "invoice fdp.exe", "invoice fdp.exe"),
+        ("...", "conversation", "conversation"),
+        ("小" * 200, "conversation", "小" * 66),
+    ],
+)
+async def test_a_hostile_name_is_only_a_name(
+    history: History, monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str
+) -> None:
+    id, _ = await conversation(history, name)
+    async with client(history, monkeypatch, "ada") as http:
+        answer = await http.get(f"/export/{id}.md")
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers
+    assert saved_as(answer) == (f"{old}.md", f"{new}.md")

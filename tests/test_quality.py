@@ -7,9 +7,13 @@ import pytest
 from rag.lab import quality, recording
 from rag.lab.answers import Outcome
 from rag.lab.dataset import Case
+from rag.settings import Settings
 from rag.trace import Span, Trace
+from rag.turn.bill import bill
 from rag.turn.cascade import Turn
 from rag.turn.confidence import Verdict
+
+SETTINGS = Settings(_env_file=None)  # type: ignore[call-arg]
 
 
 def outcome(
@@ -32,7 +36,8 @@ def outcome(
     turn = Turn(
         question="?", query="?", mode="auto", answer=answer or "", model="m", where=None, escalated=False,
         refused=answer is None, verdict=verdict, drafts=(), hits=(), citations=(), notes=(), prompts={}, check=None,
-        fitted=None, trace=Trace(spans=[Span("judge", 0, "slm", 2.0), Span("judge", 5, "slm", 3.0)]),
+        set_aside=None, bill=bill((), Trace(), SETTINGS), fitted=None,
+        trace=Trace(spans=[Span("judge", 0, "slm", 2.0), Span("judge", 5, "slm", 3.0)]),
     )  # fmt: skip
     return Outcome(case, None if error else turn, made, error)
 

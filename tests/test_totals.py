@@ -89,6 +89,7 @@ def test_who_answered_is_who_wrote_what_stands() -> None:
     kept_short = ESCALATED | {"model": "model-slm", "escalated": False}
     assert answered_by(kept_short) == "slm"
     same = [draft | {"model": "one"} for draft in BOTH]
+    assert answered_by({"model": "one", "drafts": same, "escalated": True, "standing": "slm"}) == "slm"
     assert answered_by({"model": "one", "drafts": same, "escalated": True}) == "llm"
     assert answered_by({"model": "one", "drafts": same, "escalated": False}) == "slm"
     assert answered_by({"model": "gone", "drafts": BOTH}) is None

@@ -445,14 +445,15 @@ export default function Receipt() {
   const view = { answer, thread: turn.thread_id, uploads: list(turn.attachments), hits: list(turn.hits), citations }
   const open = (index, opener) => passages.show({ ...view, kind: 'cited', index, opener })
 
+  useEffect(() => receipts.refocus(answer, root.current))
   useEffect(() => {
-    receipts.refocus(answer, root.current)
+    const node = root.current
     const hear = ({ detail: { marker, opener } }) => {
       const index = citations.findIndex((cited) => String(cited.marker) === marker)
       if (index >= 0) open(index, opener)
     }
-    root.current.addEventListener('smallfirst:cite', hear)
-    return () => root.current && root.current.removeEventListener('smallfirst:cite', hear)
+    node.addEventListener('smallfirst:cite', hear)
+    return () => node.removeEventListener('smallfirst:cite', hear)
   }, [])
 
   /** True once the server has done it; what went wrong is told under the buttons. */

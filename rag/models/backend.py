@@ -115,7 +115,7 @@ class ChatBackend(Protocol):
     def stream(
         self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
     ) -> AsyncGenerator[Piece, None]:
-        """Any number of `Waiting` and `Reading`, then a `Delta` for each piece of text, then one `Draft`. Raises ModelError.
+        """Any number of `Waiting` and `Reading`, a `Delta` for each piece of text, then one `Draft`. Raises ModelError.
 
         Spans `queue`, `request` (until the request is sent), `first_token` and `completion` go into the trace.
         """

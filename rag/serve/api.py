@@ -59,9 +59,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
 
 
-def router(
-    legs: Legs, library: Library, settings: Settings, telemetry: Telemetry | None = None
-) -> APIRouter:
+def router(legs: Legs, library: Library, settings: Settings, telemetry: Telemetry | None = None) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
     @routes.get("/models")
@@ -111,9 +109,7 @@ def _begin(
         elif message.role == "assistant" and asked is not None:
             session.remember(Exchange("", asked, asked, message.text))
             asked = None
-    return cascade.answer(
-        wanted.messages[-1].text, session=session, legs=legs, settings=settings, telemetry=telemetry
-    )
+    return cascade.answer(wanted.messages[-1].text, session=session, legs=legs, settings=settings, telemetry=telemetry)
 
 
 async def _texts(turn: AsyncGenerator[cascade.Event, None], mode: Mode) -> AsyncIterator[str | Turn]:

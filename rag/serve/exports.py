@@ -38,7 +38,7 @@ HEADING_CHARS: Final = 120
 
 
 @dataclass
-class Answer:
+class Reply:
     """One message of ours: a turn's dictionary, whole or of a turn that was stopped or failed."""
 
     id: str
@@ -54,7 +54,7 @@ class Asked:
     at: str = ""
     files: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
     """Name of each document that came with it, and how it was read; None where it was not."""
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Reply] = field(default_factory=list)
 
 
 def asked(thread: Thread) -> list[Asked]:
@@ -79,7 +79,7 @@ def asked(thread: Thread) -> list[Asked]:
             about = metadata.get("id") or _root(id, parents, said) or last or id
             one = said.setdefault(str(about), Asked(str(metadata.get("question") or ""), at))
             if is_turn(metadata):
-                one.answers.append(Answer(id, at, metadata))
+                one.answers.append(Reply(id, at, metadata))
             one.files |= {str(report["source"]): report for report in documents}
     return list(said.values())
 
@@ -198,12 +198,13 @@ def _receipt(turn: Turn) -> str:
     if turn.get("model") is not None:
         who = SPOKEN.get(answered_by(turn) or "", "model")
         parts.append(f"Answered by the {who} {_plain(turn['model'])}")
-        if turn.get("where") and not turn.get("standing"):  # which tells of the answer that was set aside
+        if turn.get("where") and not turn.get("standing"):  # `where` is of the answer that was taken out
             parts[-1] += f" ({_plain(turn['where'])})"
     elif "hits" in turn:
         parts.append("No model was asked")
     if turn.get("escalated") and (reason := (turn.get("verdict") or {}).get("reason")):
-        parts.append(f"the small model's own was doubted: {_plain(reason)}")
+        doubted = "kept, though it was doubted" if turn.get("standing") else "the small model's own was doubted"
+        parts.append(f"{doubted}: {_plain(reason)}")
     if trace.get("ttft_ms") is not None:
         parts.append(f"first token after {trace['ttft_ms'] / 1000:.2f} s")
     if trace.get("total_ms") is not None:
@@ -292,7 +293,7 @@ def as_csv(thread: Thread) -> bytes:
     return out.getvalue().encode("utf-8-sig", "replace")
 
 
-def _row(one: Asked, answer: Answer) -> dict[str, Any]:
+def _row(one: Asked, answer: Reply) -> dict[str, Any]:
     turn = answer.turn
     verdict, bill, trace = turn.get("verdict") or {}, turn.get("bill") or {}, turn.get("trace") or {}
     row: dict[str, Any] = {name: turn.get(name) for name in _BEFORE}

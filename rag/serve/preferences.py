@@ -59,7 +59,7 @@ class Preferences:
         )
 
     def chosen(self, values: Mapping[str, Any], settings: Settings) -> "Preferences":
-        """With the form's values in their place; those that are missing stay. A bad one is a UserError, and none is taken."""
+        """With the form's values in place of its own; what is missing stays. After a bad one (UserError) none is taken."""
         made = self
         if "mode" in values:
             made = replace(made, mode=_one_of("mode", values["mode"], MODES))

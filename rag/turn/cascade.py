@@ -88,12 +88,14 @@ class SetAside:
     """An answer that another took the place of."""
 
     model: str
+    where: str
     text: str
     citations: tuple[Citation, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.model,
+            "where": self.where,
             "answer": self.text,
             "citations": [citation.to_dict() for citation in self.citations],
         }
@@ -249,7 +251,8 @@ class _Work:
         self.drafts: list[Draft] = []
         self.prompts: dict[str, Prompt] = {}
         self.notes: list[str] = []
-        self.where: str | None = None
+        self.where: dict[str, str] = {}
+        """By leg, of those that were sent something."""
         self.shown = ""
         self.calibration = calibration.find(legs.slm.model, legs.llm.model, settings) if fitted == "find" else fitted
         self.given_up: Verdict | None = None
@@ -460,7 +463,7 @@ class _Work:
                     if isinstance(piece, Reading):
                         yield Phase("ask", say(READS_SHARE[leg.name], percent=round(100 * piece.share)))
                         continue
-                    self.where = server.where
+                    self.where[leg.name] = server.where
                     if isinstance(piece, Draft):
                         if check is not None:
                             check.end()
@@ -546,7 +549,7 @@ class _Work:
             mode=self.mode,
             answer=text,
             model=draft.model if draft else None,
-            where=self.where if draft else None,
+            where=self.where[draft.leg] if draft else None,
             escalated=escalated,
             refused=refused,
             verdict=verdict,
@@ -560,7 +563,7 @@ class _Work:
                 self.drafts,
                 self.trace,
                 self.settings,
-                remote=[leg.name for leg in (self.legs.slm, self.legs.llm) if leg.remote],
+                remote=[leg.name for leg in (self.legs.slm, self.legs.llm) if leg.leaves],
             ),
             prompts=dict(self.prompts),
             check=self.check,
@@ -570,14 +573,13 @@ class _Work:
         self.session.remember(Exchange(self.id, self.question, str(self.query), text, refused))
         return Answered(turn)
 
-
     def _set_aside(self) -> SetAside | None:
         whole = (draft for draft in self.drafts if draft.leg == "slm" and draft.finish_reason == "stop")
         draft = next(whole, None)
         if draft is None or confidence.is_refusal(draft.text) or not draft.text.strip():
             return None
         resolved = citations.resolve(draft.text, self.prompts["slm"].evidence, self.index.idf)
-        return SetAside(draft.model, resolved.text, resolved.citations)
+        return SetAside(draft.model, self.where["slm"], resolved.text, resolved.citations)
 
 
 class _Watch:

@@ -836,9 +836,10 @@ async def test_who_reads_meanwhile_does_not_stop_a_deletion(sqlite: History) -> 
         other.execute("SELECT * FROM steps").fetchall()
         await sqlite.delete_thread(page.thread_id)
         assert await sqlite.get_thread(page.thread_id) is None
-    await sqlite.close()
+        assert b"xyzzyplugh" in sqlite.path.with_name("history.sqlite-wal").read_bytes(), "the other still reads it"
+    await sqlite.keep_settings("ada", {"the next": "write"})
     for path in sqlite.path.parent.glob("history.sqlite*"):
-        assert b"xyzzyplugh" not in path.read_bytes(), "the end does what could not be done then"
+        assert b"xyzzyplugh" not in path.read_bytes()
 
 
 async def test_what_a_deletion_cannot_do_is_told(
@@ -847,7 +848,7 @@ async def test_what_a_deletion_cannot_do_is_told(
     page = await tab(sqlite)
     await page.ask("Go.", manual__pdf=PDF)
     await settled()
-    await locked(sqlite)
+    await sqlite._run(lambda: sqlite._db.execute("PRAGMA busy_timeout = 20"))
     with closing(sqlite3.connect(sqlite.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with caplog.at_level(logging.ERROR, "smallfirst"):
@@ -874,11 +875,6 @@ async def test_what_a_deletion_cannot_do_is_told(
         await cl.Message("Not kept.").send()
         await settled()
     assert len(caplog.records) == 1, "it is told again, since it was kept in between"
-
-
-async def locked(history: History) -> None:
-    """From now on it waits for another writer for a moment only."""
-    await history._run(lambda: history._db.execute("PRAGMA busy_timeout = 20"))
 
 
 def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:

@@ -175,13 +175,11 @@ FORMER = """
 
 async def test_tables_that_are_not_chainlits_are_left_alone(postgres: Server, tmp_path: Path) -> None:
     url = postgres.database()
-    postgres.execute('CREATE TABLE "Step" (id TEXT PRIMARY KEY, something TEXT)', url)
-    with pytest.raises(
-        UserError, match=r'table "Step" in the database test_\d+ on 127\.0\.0\.1 is not .* another database'
-    ):
+    postgres.execute('CREATE TABLE "User" (id TEXT PRIMARY KEY, something TEXT)', url)
+    with pytest.raises(UserError, match=r"tables in the database test_\d+ on 127\.0\.0\.1 are not .* another database"):
         opened(url, tmp_path)
     found = postgres.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", url)
-    assert [row["tablename"] for row in found] == ["Step"]
+    assert [row["tablename"] for row in found] == ["User"]
 
 
 @pytest.mark.parametrize(

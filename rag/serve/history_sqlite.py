@@ -54,7 +54,7 @@ from rag.serve.history_writes import Trouble, queued, session_user
 
 FILE: Final = "history.sqlite"
 # Another process may be writing, such as a second chat with the same data folder.
-LOCKED_S: Final = 10.0
+LOCKED_MS: Final = 10_000
 
 # Each brings the database from the version that is its place here to the next one; none is ever changed once it was
 # released. `said` is what a message or a name is searched by; it stands before `row`, which need not be read for that.
@@ -115,6 +115,7 @@ class History(BaseDataLayer):
         # A message that is removed while its turn is being stopped is still updated by that turn.
         self._removed: set[str] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
+        self._leftovers = False
         self._closed = False
         try:
             self._db = self._thread.submit(self._open).result()
@@ -562,6 +563,8 @@ class History(BaseDataLayer):
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with _transaction(self._db):
             yield self._db
+        if self._leftovers:
+            self._overwrite()
 
     def _element_back(self, row: dict[str, Any]) -> ElementDict:
         return element_back(row, has_file=self._files.find(row["threadId"], row["id"]) is not None)
@@ -578,15 +581,20 @@ class History(BaseDataLayer):
                 self._files.remove(thread_id, element_id)
 
     def _overwrite(self) -> None:
-        """`secure_delete` overwrites what is deleted, and this what is left of it in the file beside the database."""
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """`secure_delete` overwrites what is deleted, and this what is left of it in the file beside the database.
+
+        While somebody reads that file it cannot be done; then it is tried again after each write.
+        """
+        self._db.execute("PRAGMA busy_timeout = 100")
+        self._leftovers = bool(self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        self._db.execute(f"PRAGMA busy_timeout = {LOCKED_MS}")
 
     def _open(self) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # What was said is nobody else's, so the file is its owner's from its first byte on.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            db = sqlite3.connect(self.path, timeout=LOCKED_S, isolation_level=None)
+            db = sqlite3.connect(self.path, timeout=LOCKED_MS / 1000, isolation_level=None)
             try:
                 migrate(db, self.path, MIGRATIONS)
                 db.execute("PRAGMA journal_mode = WAL")

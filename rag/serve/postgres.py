@@ -51,7 +51,7 @@ from rag.serve.history_records import (
 from rag.serve.history_writes import Trouble, queued, session_user
 
 CONNECT_S: Final = 10.0
-CONNECTIONS: Final = 4
+STATEMENT_S: Final = 60.0
 # Any number will do that no other program uses: of several servers that start at once, one makes the tables.
 LOCK: Final = 7_120_634_451
 
@@ -118,7 +118,9 @@ _THREADS: Final = (
     'SELECT t.id, t.name, t."userId", u.identifier, t.metadata, t.tags, t."createdAt", t."updatedAt"'
     ' FROM "Thread" t LEFT JOIN "User" u ON u.id = t."userId"'
 )
-_FAILURES: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# Of a connection that has gone, asyncpg tells in any of these ways.
+_LOST: Final = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_FAILURES: Final = (*_LOST, asyncpg.PostgresError)
 
 Outcome = TypeVar("Outcome")
 
@@ -156,20 +158,19 @@ class PostgresHistory(ChainlitDataLayer):
                 await db.execute(CHAINLITS)
                 await db.execute(OURS)
                 for table, columns in NEEDED.items():
-                    try:
-                        async with db.transaction():
-                            await db.execute(f'SELECT {columns} FROM "{table}" LIMIT 0')
-                    except asyncpg.UndefinedColumnError as error:
-                        raise UserError(
-                            f'The table "{table}" in {self.place} is not as Chainlit 2.12 has it ({error}).'
-                            " Set RAG_DATABASE_URL to another database."
-                        ) from None
+                    await db.execute(f'SELECT {columns} FROM "{table}" LIMIT 0')
                 await self._take_over(db)
+                # Somebody pressed a button, or opened a page, and said nothing. Another server's may be about to.
                 await db.execute(
                     'DELETE FROM "Thread" t WHERE "updatedAt" < $1'
                     ' AND NOT EXISTS (SELECT 1 FROM "Step" s WHERE s."threadId" = t.id)',
                     _time(instant()) - timedelta(days=1),
                 )
+        except (asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
+            raise UserError(
+                f"The tables in {self.place} are not as Chainlit 2.12 has them ({error})."
+                " Set RAG_DATABASE_URL to another database."
+            ) from None
         finally:
             await db.close()
 
@@ -310,12 +311,12 @@ class PostgresHistory(ChainlitDataLayer):
 
         def prepare() -> Callable[[Any], Awaitable[None]]:
             kept = json.loads(as_json(element.to_dict()))
+            props = as_json(kept.pop("props", None) or {})
             content: bytes | Path | None = Path(element.path) if element.path else element_content(element)
 
             async def work(db: Any) -> None:
                 if not await self._begun(db, thread_id, owner) or not await self._stands(db, thread_id, step_id, id):
                     return
-                props = kept.pop("props", None)
                 await db.execute(
                     'INSERT INTO "Element" (id, "threadId", "stepId", metadata, mime, name, url, "chainlitKey", display,'
                     " size, language, page, props) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
@@ -327,7 +328,7 @@ class PostgresHistory(ChainlitDataLayer):
                     as_json(kept),
                     *(kept.get(key) for key in ("mime", "name", "url", "chainlitKey", "display", "size", "language")),
                     kept.get("page"),
-                    as_json(props or {}),
+                    props,
                 )
                 if content is not None:
                     await self._name(db, thread_id, element.name)
@@ -673,7 +674,7 @@ class PostgresHistory(ChainlitDataLayer):
     async def connect(self) -> None:
         if self.pool is None:
             self.pool = await asyncpg.create_pool(
-                self.database_url, min_size=1, max_size=CONNECTIONS, timeout=CONNECT_S
+                self.database_url, min_size=0, max_size=1, timeout=CONNECT_S, command_timeout=STATEMENT_S
             )
 
     async def _ask(self, work: Callable[[Any], Awaitable[Outcome]]) -> Outcome:
@@ -710,6 +711,12 @@ class PostgresHistory(ChainlitDataLayer):
         return await self._shielded(in_turn)
 
     async def _transact(self, work: Callable[[Any], Awaitable[Outcome]]) -> Outcome:
+        try:
+            return await self._attempt(work)
+        except _LOST:
+            return await self._attempt(work)  # the connection had gone while nobody used it
+
+    async def _attempt(self, work: Callable[[Any], Awaitable[Outcome]]) -> Outcome:
         await self.connect()
         assert self.pool is not None
         async with self.pool.acquire(timeout=CONNECT_S) as db, db.transaction():

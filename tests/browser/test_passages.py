@@ -138,6 +138,7 @@ def test_on_a_narrow_window_the_panel_covers_the_page_and_keeps_the_focus(
         page = chat.page
         ask(chat, scripted)
         page.set_viewport_size(NARROW)  # type: ignore[arg-type]
+        page.emulate_media(reduced_motion="reduce")  # it is there at once
         mark(page).click()
         dialog = page.get_by_role("dialog")
         expect(dialog).to_be_visible()

@@ -5,11 +5,13 @@ import json
 import logging
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
+import socketio
 from fastapi import FastAPI
 
 from .sessions import Tab, data_layer, folder_of, settled  # before anything that imports Chainlit
@@ -39,7 +42,9 @@ from rag.serve.history_files import Files
 from rag.serve.history_records import as_json, folded, instant, terms, title
 from rag.settings import Settings
 
+from .conftest import until
 from .postgres import Server, server
+from .product import client_message, free_port
 
 PDF = b"%PDF-1.4 not much of one"
 
@@ -216,13 +221,15 @@ async def test_what_is_no_text_is_kept_as_well_as_it_can_be(history: Any) -> Non
     metadata = {"nan": float("nan"), "path": Path("a/b"), "deep": [{"\ud800": (1, 2)}], 3: True, strange: None}
     await page.ask(strange)
     await cl.Message(strange, metadata=metadata).send()
+    await cl.Message("numbers", metadata={"score": float("inf")}).send()
     await history.keep_settings("ada", {"language": strange})
     thread = await kept(history, page.thread_id)
     clean = "half a � pair, � and 🦓"
-    assert [step["output"] for step in thread["steps"]] == [clean, clean]
+    assert [step["output"] for step in thread["steps"]] == [clean, clean, "numbers"]
     assert thread["steps"][1]["metadata"] == {
         "nan": None, "path": "a/b", "deep": [{"�": [1, 2]}], "3": True, clean: None
     }  # fmt: skip
+    assert thread["steps"][2]["metadata"] == {"score": None}
     assert await history.settings("ada") == {"language": clean}
     assert thread["name"] == "half a pair, and 🦓"
 
@@ -545,11 +552,13 @@ async def test_nobody_writes_into_somebody_elses_conversation(history: Any) -> N
     (element,) = before["elements"]
 
     stranger = await tab(history, "eve")
-    await stranger.ask("Yours?")
+    theirs = await stranger.ask("Yours?")
     await cl.Message("overwritten", id=question.id).send()
     for id in (str(uuid4()), element["id"]):
         planted = cl.CustomElement(id=id, thread_id=page.thread_id, name="Receipt", props={"planted": True})
         await planted.send(for_id=question.id)
+    taken = cl.CustomElement(id=element["id"], name="Receipt", props={"taken": True})
+    await taken.send(for_id=theirs.id)
     await history.update_step({**cl.Message("planted").to_dict(), "threadId": page.thread_id})
     await history.delete_element(element["id"], page.thread_id)
     await history.delete_element(element["id"])
@@ -749,6 +758,7 @@ async def test_a_hostile_name_is_only_a_name(history: Any, monkeypatch: pytest.M
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/pdf")
     assert "set-cookie" not in answer.headers
     assert answer.headers["content-disposition"].startswith("attachment; filename")
+    assert len(answer.headers["content-disposition"]) < 300
 
 
 async def test_a_file_that_only_a_document_uses_has_its_name(history: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -771,6 +781,164 @@ async def test_where_nobody_signs_in_nobody_owns_a_file(history: Any, monkeypatc
     async with client(history, monkeypatch, None) as http:
         monkeypatch.delenv("CHAINLIT_CUSTOM_AUTH")
         assert (await http.get(element["url"])).status_code == 404
+
+
+# --- Chainlit's own server ---
+
+APP = """
+import os
+from pathlib import Path
+import chainlit as cl
+from chainlit.server import app
+from rag.serve.history import open_history, router
+from rag.settings import Settings
+
+history = open_history(Settings(_env_file=None))
+app.include_router(router(history))
+app.router.routes.insert(0, app.router.routes.pop())
+
+@cl.data_layer
+def layer():
+    return history
+
+@cl.password_auth_callback
+async def sign_in(name, password):
+    return cl.User(identifier=name)
+
+@cl.on_chat_resume
+async def resume(thread):
+    pass
+
+@cl.on_message
+async def answer(message):
+    receipt = cl.CustomElement(name="Receipt", props={"question": message.content})
+    await cl.Message(f"You said {message.content}.", metadata={"a": 1}, elements=[receipt]).send()
+"""
+
+
+@contextmanager
+def chainlit_server(folder: Path) -> Iterator[str]:
+    port = free_port()
+    (folder / "app.py").write_text(APP)
+    (folder / ".chainlit").mkdir(exist_ok=True)
+    (folder / ".chainlit" / "config.toml").write_text(
+        "[project]\nsession_timeout = 0\n[features]\nedit_message = true\n[features.spontaneous_file_upload]\n"
+        'enabled = true\naccept = ["*/*"]\n[UI]\nname = "t"\n[meta]\ngenerated_by = "2.12.0"\n'
+    )
+    environment = {
+        **os.environ, "CHAINLIT_APP_ROOT": str(folder), "PYTHONPATH": str(Path(__file__).parent.parent),
+        "RAG_DATA_DIR": str(folder / "data"), "CHAINLIT_AUTH_SECRET": "a secret of at least thirty-two bytes",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "chainlit", "run", "app.py", "-h", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            end = time.monotonic() + 60
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < end, (folder / "log").read_text()
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+class Page:
+    """What Chainlit's page does, signed in, spoken by hand."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = url
+        self.session_id = str(uuid4())
+        self.http = httpx2.AsyncClient(base_url=url, trust_env=False)
+        self.name = name
+        self.socket = socketio.AsyncClient(reconnection=False)
+        self.told: dict[str, list[Any]] = {}
+        self.socket.on("*", lambda event, *data: self.told.setdefault(event, []).append(data[0] if data else None))
+
+    async def __aenter__(self) -> "Page":
+        signed_in = await self.http.post("/login", data={"username": self.name, "password": "any"})
+        assert signed_in.status_code == 200
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.socket.disconnect()
+        await self.http.aclose()
+
+    async def connect(self, thread_id: str = "") -> None:
+        cookies = "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
+        session = {"sessionId": self.session_id, "threadId": thread_id, "clientType": "webapp", "userEnv": "{}"}
+        await self.socket.connect(
+            self.url, socketio_path="/ws/socket.io", auth=session, transports=["websocket"], headers={"Cookie": cookies}
+        )
+        await self.socket.emit("connection_successful")
+
+    async def ask(self, text: str, files: list[str] | None = None) -> dict[str, Any]:
+        """Returns the message that it sent, once it was answered."""
+        before = len(self.told.get("task_end", []))
+        sent = client_message(text, files or [])
+        await self.socket.emit("client_message", sent)
+        await until(lambda: len(self.told.get("task_end", [])) > before)
+        return dict(sent["message"])
+
+    async def threads(self, **filters: Any) -> list[dict[str, Any]]:
+        body = {"pagination": {"first": 35}, "filter": filters}
+        return list((await self.http.post("/project/threads", json=body)).json()["data"])
+
+
+async def test_a_conversation_outlasts_chainlits_server(tmp_path: Path) -> None:
+    with chainlit_server(tmp_path) as url:
+        async with Page(url, "ada") as page:
+            await page.connect()
+            upload = await page.http.post(
+                "/project/file", params={"session_id": page.session_id}, files={"file": ("manual.pdf", PDF)}
+            )
+            await page.ask("", [upload.json()["id"]])
+            question = await page.ask("Is it kept?")
+            await page.ask("And this?")
+            await page.socket.emit("edit_message", {"message": {**question, "output": "Is it edited?"}})
+            await until(lambda: any(m["output"] == "You said Is it edited?." for m in page.told["new_message"]))
+            thread_id = page.told["first_interaction"][0]["thread_id"]
+            assert [thread["name"] for thread in await page.threads()] == ["manual.pdf"]
+    with chainlit_server(tmp_path) as url:
+        async with Page(url, "eve") as stranger:
+            with pytest.raises(socketio.exceptions.ConnectionError):
+                await stranger.connect(thread_id)
+            assert await stranger.threads() == []
+            for method, body in (("PUT", {"threadId": thread_id, "name": "Mine"}), ("DELETE", {"threadId": thread_id})):
+                assert (await stranger.http.request(method, "/project/thread", json=body)).status_code == 401
+        async with Page(url, "ada") as page:
+            await page.connect(thread_id)
+            await until(lambda: "resume_thread" in page.told)
+            (thread,) = page.told["resume_thread"]
+            said = [step["output"] for step in thread["steps"] if "message" in step["type"]]
+            assert said == ["", "You said .", "Is it edited?", "You said Is it edited?."]
+            receipts = {e["forId"]: e["props"] for e in thread["elements"] if e["type"] == "custom"}
+            answers = [step for step in thread["steps"] if step["type"] == "assistant_message"]
+            assert [receipts[step["id"]]["question"] for step in answers] == ["", "Is it edited?"]
+            assert [step["metadata"] for step in answers] == [{"a": 1}, {"a": 1}]
+            (manual,) = [e for e in thread["elements"] if e["name"] == "manual.pdf"]
+            served = await page.http.get(manual["url"])
+            assert (served.content, served.headers["content-type"]) == (PDF, "application/pdf")
+
+            await page.ask("Does it go on?")
+            found = await page.threads(search="go ON")
+            assert [thread["id"] for thread in found] == [thread_id]
+            renamed = await page.http.put("/project/thread", json={"threadId": thread_id, "name": "Manual"})
+            assert renamed.status_code == 200
+            assert [thread["name"] for thread in await page.threads()] == ["Manual"]
+            # The page leaves a conversation before it deletes it.
+            await page.socket.emit("clear_session")
+            await page.socket.disconnect()
+            deleted = await page.http.request("DELETE", "/project/thread", json={"threadId": thread_id})
+            assert deleted.status_code == 200
+            assert await page.threads() == []
+            assert (await page.http.get(manual["url"])).status_code == 404
+    assert list((tmp_path / "data" / "files").iterdir()) == []
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 # --- The file of SQLite ---

@@ -89,7 +89,7 @@ def pairs(language: str) -> Iterator[tuple[str, str, str]]:
                 yield f"{section}.{key}", forms(english[key])[-1], form
     spoken, here = shipped(), interface("en")
     for key, text in interface(language).items():
-        yield key, here.get(key, spoken[key]), text
+        yield key, here.get(key) or spoken[key], text
 
 
 # --- the files -------------------------------------------------------------------------------------------------------

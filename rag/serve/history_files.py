@@ -6,6 +6,7 @@ lead out of the folder. The bytes of a deleted file are left to the file system,
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from rag.serve.hardening import is_uuid
 
 FILES: Final = "files"
 """The folder's name in the data folder."""
-# A folder that is being deleted bears this; if the process ends before its time, the next one goes on.
+# A folder that is being deleted bears this; what cannot be deleted now is deleted at the next start.
 GONE: Final = ".gone"
+NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
 
 
 class Files:
@@ -24,10 +26,10 @@ class Files:
         self.folder = folder
 
     def open(self) -> None:
-        """Make the folder, and end what a former process was deleting when it was ended itself."""
+        """Make the folder, and delete what a former process could not."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in self.folder.glob(f"*{GONE}"):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def find(self, thread_id: str, element_id: str) -> Path | None:
         path = self._path(thread_id, element_id)
@@ -41,7 +43,7 @@ class Files:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = path.with_name(f"{element_id}.part")
         try:
-            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with os.fdopen(os.open(unfinished, NEW, 0o600), "wb") as file:
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
@@ -64,7 +66,7 @@ class Files:
     def removing(self, thread_id: str) -> Iterator[None]:
         """All of a conversation, once the body has succeeded; if it fails, they are where they were."""
         folder = self.folder / thread_id
-        gone = self.folder / f"{thread_id}{GONE}"
+        gone = self.folder / f"{thread_id}.{secrets.token_hex(4)}{GONE}"
         if not is_uuid(thread_id) or not folder.is_dir():
             yield
             return
@@ -74,7 +76,7 @@ class Files:
         except BaseException:
             gone.rename(folder)
             raise
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _path(self, thread_id: str, element_id: str) -> Path | None:
         return self.folder / thread_id / element_id if is_uuid(thread_id) and is_uuid(element_id) else None

@@ -64,10 +64,10 @@ def recordings(tmp_path: Path) -> Iterator[Recordings]:
 
 
 def scripted(slm: list[Reply | str], llm: list[Reply | str] | None = None) -> ScriptedLegs:
-    """Legs that can be recorded: they say where they are."""
+    """Legs that can be recorded."""
     legs = ScriptedLegs(slm, llm or [])
     for leg in (legs.slm, legs.llm):
-        leg.where, leg.context_tokens, leg.pid = "on this machine", 4096, None  # type: ignore[attr-defined]
+        leg.context_tokens, leg.pid = 4096, None  # type: ignore[attr-defined]
     return legs
 
 

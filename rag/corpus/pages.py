@@ -59,8 +59,8 @@ def draw(data: bytes, name: str, number: int, quote: str, passage: str, picture:
     try:
         pdf = pdfium.PdfDocument(data)
     except pdfium.PdfiumError as error:
-        reason = "protected" if "assword" in str(error) else "damaged"
-        raise DocumentError(say(f"documents.{reason}", name=name)) from None
+        reason = "documents.protected" if "assword" in str(error) else "documents.damaged"
+        raise DocumentError(say(reason, name=name)) from None
     try:
         if not 1 <= number <= len(pdf):
             return Page(b"", len(pdf))

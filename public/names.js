@@ -35,9 +35,13 @@ const NAMES = {
   "button:has(> .lucide-arrow-down)": "latest",
 };
 
+/** The label above a setting, without the figure that stands beside it. */
+const labelled = (node) => ((node.closest(".space-y-2") || node).querySelector("label") || node).firstChild?.textContent || "";
+
 // In the list of past chats a link holds a button, which holds what opens the menu: only the link and the menu's opener
 // are left to be reached.
 const ROLES = {
+  "#chat-settings :is([role=slider], [role=radiogroup])": { "aria-label": labelled },
   "[data-sidebar=sidebar]": { role: "navigation" },
   "ul:has(> #thread-history)": { role: "none" },
   "a > [data-sidebar=menu-button]": { role: "group", tabindex: "-1", "aria-label": (node) => node.textContent.trim() },

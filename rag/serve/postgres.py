@@ -1,4 +1,4 @@
-"""Conversations on a Postgres server, in Chainlit's own tables, for several who chat at one address.
+"""Conversations on a Postgres server, in Chainlit's own tables.
 
 Chainlit 2.12 has a layer for Postgres, and this one is built on it. Chainlit leaves its tables to be made by another
 program, and keeps of a step only what they have a column for; it writes through several connections in no order, deletes

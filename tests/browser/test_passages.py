@@ -47,7 +47,8 @@ def test_a_mark_opens_its_sentence_beside_the_chat_and_escape_leads_back(
         text = panel(page).locator(".sf-text")
         assert len(text.inner_text()) > len(cited["quote"]), "the sentence stands in its passage"
         box, beside = page.locator("#message-composer").bounding_box(), panel(page).bounding_box()
-        assert box and beside
+        assert box
+        assert beside
         assert box["x"] + box["width"] <= beside["x"], "the chat gives way"
         assert len(page.context.pages) == 1, "Chainlit would open a tab"
         expect(page.locator("#chat-input")).to_be_editable()

@@ -13,6 +13,8 @@ try {
   // Storage is forbidden here; the page then keeps its default.
 }
 
+const PAUSE_MS = 50;
+
 // The languages of Chainlit's own texts that are not among ours. In any other its page is English.
 const CHAINLITS = "ar bn da de el es fr gu he hi it ja kn ko ml mr nl pt ta te zh".split(" ");
 
@@ -75,13 +77,15 @@ function giveRoles() {
   }
 }
 
-let waiting = 0;
+let waiting = false;
 new MutationObserver(() => {
-  clearTimeout(waiting);
-  waiting = setTimeout(() => {
+  if (waiting) return; // an answer that streams in changes the page all the time
+  waiting = true;
+  setTimeout(() => {
+    waiting = false;
     nameButtons();
     giveRoles();
-  }, 200);
+  }, PAUSE_MS);
 }).observe(document.body, { childList: true, subtree: true });
 
 window.addEventListener("smallfirst:words", nameButtons);

@@ -101,6 +101,8 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self.script: Callable[[str, str], str | None] = lambda model, question: "Nothing was scripted."
+        self.pause_s = 0.0
+        """After each word."""
         self.hung_up = threading.Event()
         self.asked = threading.Event()
         server = self
@@ -127,6 +129,8 @@ class ScriptedServer:
                             time.sleep(0.02)
                     for word in text.split(" "):
                         self._chunk({"content": f"{word} "})
+                        if server.pause_s:
+                            time.sleep(server.pause_s)
                     self._chunk({}, "stop")
                     self.wfile.write(b"data: [DONE]\n\n")
                 except OSError:

@@ -47,6 +47,10 @@ class Chat:
         self.page.locator("#chat-input").wait_for()
         # The settings button comes with what on_chat_start sends: from then on the session is there.
         self.page.locator("#chat-settings-open-modal").wait_for()
+        # What another test chose holds for the user's next conversation.
+        forms = [payload for name, *rest in self.events if name == "chat_settings" for payload in rest]
+        if any(widget["id"] == "mode" and widget["initial"] != "auto" for widget in forms[-1]):
+            self.switch("Auto")
         return self
 
     def _received(self, frame: str | bytes) -> None:

@@ -35,7 +35,7 @@ from rag.serve.totals import totals
 from rag.settings import Mode, Settings, app_home
 from rag.telemetry import Telemetry
 from rag.turn import calibration, cascade
-from rag.turn.session import Exchange, Session
+from rag.turn.session import Session
 from rag.words import language_of, say, told
 
 log = logging.getLogger("smallfirst")
@@ -245,24 +245,9 @@ async def reopen(thread: dict[str, Any]) -> Conversation:
     conversation = conversations.begin(here.id, thread["id"], Session(library), chosen, language())
     if cl.user_session.get(ALLOWED) is True and conversation.session.remote == "ask":
         conversation.session.remote = "allow"
+    conversation.restore(thread)
     for attached in await kept.attachments(thread["id"]):
         conversation.attach_again(attached.number, attached.report, attached.passages, attached.element_id)
-    receipts = {one["forId"]: one for one in thread.get("elements") or () if one.get("name") == "Receipt"}
-    questions = {step["id"]: step["output"] for step in thread["steps"] if step["type"] == "user_message"}
-    exchanges: dict[str, Exchange] = {}
-    for step in thread["steps"]:
-        receipt = receipts.get(step["id"], {})
-        answer = Answer.of_step(step, receipt.get("props") or {})
-        if answer is None:
-            continue
-        answer.element_id = receipt.get("id")
-        conversation.answers[answer.id] = answer
-        question, turn = questions.get(answer.question_id), answer.turn
-        if question is not None and turn.get("answer"):
-            query = turn.get("query") or question
-            refused = bool(turn.get("refused"))
-            exchanges[answer.question_id] = Exchange(answer.question_id, question, query, turn["answer"], refused)
-    conversation.session.history.extend(exchanges[id] for id in questions if id in exchanges)
     return conversation
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,34 @@ def test_a_document_comes_back_from_the_history_with_its_number(library: Library
     assert not after.first_seen("upload"), "an edited question brings its files again"
     after.attach(b"The balloon floats.", "balloon.txt")
     assert [document["number"] for document in after.documents()] == [2, 3]
+
+
+def test_what_was_said_comes_back_from_the_history(library: Library) -> None:
+    def asked(id: str, text: str) -> dict[str, Any]:
+        return {"id": id, "threadId": "thread", "type": "user_message", "output": text, "metadata": {}}
+
+    def answered(id: str, of: str, text: str, **turn: Any) -> dict[str, Any]:
+        metadata = {"id": of, "answer": text, **turn}
+        return {"id": id, "threadId": "thread", "type": "assistant_message", "output": text, "metadata": metadata}
+
+    mine = alone(library)
+    mine.restore(
+        {
+            "steps": [
+                asked("q1", "How much?"), answered("a1", "q1", "Much.", query="How much gold?", hits=[]),
+                asked("q2", "And where?"), answered("a2", "q2", "", stopped=True),
+                asked("q3", "Who?"), answered("a3", "q3", "Nobody."), answered("a4", "q3", "Ada.", refused=False),
+                {"id": "run", "threadId": "thread", "type": "run", "output": "", "metadata": {}},
+            ],
+            "elements": [{"id": "e1", "name": "Receipt", "forId": "a1", "props": {"kept": "good"}}],
+        }
+    )  # fmt: skip
+    assert [(one.id, one.query, one.answer) for one in mine.session.history] == [
+        ("q1", "How much gold?", "Much."),
+        ("q3", "Who?", "Ada."),
+    ]
+    assert list(mine.answers) == ["a1", "a2", "a3", "a4"]
+    assert (mine.answers["a1"].kept, mine.answers["a1"].element_id) == ("good", "e1")
 
 
 def test_leave_that_one_conversation_gave_stays_until_somebody_chooses_otherwise(library: Library) -> None:

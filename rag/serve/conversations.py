@@ -7,14 +7,14 @@ becomes the holder, once Chainlit has seen that the thread is his. Knows nothing
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rag.corpus.documents import Ingest, Passage, shown
 from rag.errors import DocumentError, UserError
 from rag.serve.answer import Answer
 from rag.serve.preferences import Preferences
-from rag.turn.session import Session
+from rag.turn.session import Exchange, Session
 
 CLOSE_S = 2.0
 
@@ -78,6 +78,27 @@ class Conversation:
         finally:
             answered = len(self.session.history) > place
             self.session.history.extend(former[place + answered :])
+
+    def restore(self, thread: Mapping[str, Any]) -> None:
+        """What was asked and answered, from a thread of the history: steps in their order, and elements."""
+        receipts = {one["forId"]: one for one in thread.get("elements") or () if one.get("name") == "Receipt"}
+        questions = {step["id"]: step["output"] for step in thread["steps"] if step["type"] == "user_message"}
+        exchanges: dict[str, Exchange] = {}
+        for step in thread["steps"]:
+            receipt = receipts.get(step["id"], {})
+            answer = Answer.of_step(step, receipt.get("props") or {})
+            if answer is None:
+                continue
+            answer.element_id = receipt.get("id")
+            self.answers[answer.id] = answer
+            question, turn = questions.get(answer.question_id), answer.turn
+            # Of two answers to one question, the models know the later one.
+            if question is not None and turn.get("answer"):
+                query = turn.get("query") or question
+                exchanges[answer.question_id] = Exchange(
+                    answer.question_id, question, query, turn["answer"], bool(turn.get("refused"))
+                )
+        self.session.history[:] = [exchanges[id] for id in questions if id in exchanges]
 
     def forget_after(self, question_id: str, messages: Sequence[str]) -> None:
         """An edited question took with it what stood below it: only answers among `messages` are left."""

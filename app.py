@@ -159,6 +159,21 @@ async def stop() -> None:
     await asyncio.to_thread(telemetry.close)
 
 
+async def leave_deleted(thread_id: str) -> None:
+    """A conversation was deleted: its turn ends, and a page that shows it goes to a new one."""
+    if (conversation := conversations.of_thread(thread_id)) is None:
+        return
+    holder, turn = WebsocketSession.get_by_id(conversation.holder), conversation.turn
+    conversations.end(conversation.holder)
+    if turn is not None:
+        await asyncio.wait([turn])
+    if holder is not None and sio.manager.is_connected(holder.socket_id, "/"):
+        await holder.emit("window_message", {"smallfirst": "deleted"})
+
+
+kept.deleted = leave_deleted
+
+
 @cl.data_layer
 def data_layer() -> history.Kept:
     return kept

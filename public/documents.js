@@ -13,7 +13,7 @@ function say(message) {
 }
 
 /** {smallfirst: "conversation", documents: [{number, source, told}]}, a number never being used twice in a conversation;
- * or {smallfirst: "moved"}. */
+ * {smallfirst: "moved"}, or {smallfirst: "deleted"}. */
 function hear(event) {
   if (event.source !== window || !event.data) return;
   const { smallfirst, documents } = event.data;
@@ -23,6 +23,8 @@ function hear(event) {
   } else if (smallfirst === "moved") {
     moved = true;
     show([]);
+  } else if (smallfirst === "deleted") {
+    window.location.assign(new URL("..", import.meta.url)); // Chainlit would show the conversation that is no more
   }
 }
 

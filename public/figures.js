@@ -54,6 +54,7 @@ const UNITS = [
   [/\.xls[mbx]?$|\.ods$|\.csv$/i, "sheet"],
 ];
 
+// words: page.unit_page page.unit_slide page.unit_sheet
 /** "page 3"; null without a page. The turn has numbers only: a person calls them by what the document is made of. */
 export function unit(source, page, named) {
   if (!isNumber(page)) return null;

@@ -13,28 +13,28 @@ try {
   // Storage is forbidden here; the page then keeps its default.
 }
 
-const PAUSE_MS = 50;
+const PAUSE_MS = 100; // an answer that streams in changes the page all the time
 
 // The languages of Chainlit's own texts that are not among ours. In any other its page is English.
 const CHAINLITS = "ar bn da de el es fr gu he hi it ja kn ko ml mr nl pt ta te zh".split(" ");
 
 const NAMES = {
-  "#upload-button": "attach",
-  "#chat-submit": "send",
-  "#stop-button": "stop",
-  "#chat-settings-open-modal": "settings",
-  "#chat-settings-header-button": "settings",
-  "#new-chat-button": "new_chat",
-  "#theme-toggle": "theme",
-  "#side-view-close": "close_side",
-  "#sidebar-trigger-button": "sidebar",
-  "#search-chats-button": "search_chats",
-  "#user-nav-button": "user",
-  "#thread-options": "thread_options",
-  "[data-sidebar=sidebar]": "sidebar",
-  ".edit-message": "edit",
-  "button:has(> .lucide-copy)": "copy",
-  "button:has(> .lucide-arrow-down)": "latest",
+  "#upload-button": "page.name_attach",
+  "#chat-submit": "page.name_send",
+  "#stop-button": "page.name_stop",
+  "#chat-settings-open-modal": "page.name_settings",
+  "#chat-settings-header-button": "page.name_settings",
+  "#new-chat-button": "page.name_new_chat",
+  "#theme-toggle": "page.name_theme",
+  "#side-view-close": "page.name_close_side",
+  "#sidebar-trigger-button": "page.name_sidebar",
+  "#search-chats-button": "page.name_search_chats",
+  "#user-nav-button": "page.name_user",
+  "#thread-options": "page.name_thread_options",
+  "[data-sidebar=sidebar]": "page.name_sidebar",
+  ".edit-message": "page.name_edit",
+  "button:has(> .lucide-copy)": "page.name_copy",
+  "button:has(> .lucide-arrow-down)": "page.name_latest",
 };
 
 /** The label above a setting, without the figure that stands beside it. */
@@ -58,7 +58,7 @@ function nameButtons() {
       const own = given.get(button);
       const named = button.getAttribute("aria-label") || (button.matches("[data-sidebar]") ? "" : button.textContent.trim());
       if (own === undefined && named) continue;
-      const name = t(`page.name_${key}`);
+      const name = t(key);
       if (own === name && button.getAttribute("aria-label") === name) continue;
       given.set(button, name);
       button.setAttribute("aria-label", name);
@@ -79,7 +79,7 @@ function giveRoles() {
 
 let waiting = false;
 new MutationObserver(() => {
-  if (waiting) return; // an answer that streams in changes the page all the time
+  if (waiting) return;
   waiting = true;
   setTimeout(() => {
     waiting = false;

@@ -32,6 +32,7 @@ const head = element("div", "sf-panel-head", panel);
 const title = element("h2", "", head);
 title.id = "small-first-passages-title";
 title.tabIndex = -1;
+title.setAttribute("aria-live", "polite"); // the next one is told, too
 const controls = {};
 for (const name of ["list", "previous", "next", "close"]) {
   controls[name] = button("sf-icon", head);
@@ -109,6 +110,7 @@ function render() {
   const shown = items();
   const single = view.index !== null;
   panel.lang = window.smallFirst.language;
+  // words: page.panel_cited page.panel_found page.panel_list page.panel_previous page.panel_next page.panel_close
   const counted = { n: number((view.index || 0) + 1), total: number(shown.length) };
   put(title, single ? t(`page.panel_${view.kind}`, counted) : t("page.panel_found_all"));
   controls.list.hidden = !single || view.kind === "cited";

@@ -32,6 +32,8 @@ function told(key, amount, more, share, kind) {
   return { before, amount, after: [after, ...more].filter(Boolean).join(" "), share, kind };
 }
 
+// words: page.fetching_slm page.fetching_llm page.verifying_slm page.verifying_llm page.loading_slm page.loading_llm
+// words: page.absent_slm page.absent_llm page.failed_slm page.failed_llm
 /** Null when there is nothing to say of it. */
 function sentence(who, model, after) {
   const kind = model.state;

@@ -21,6 +21,8 @@ const { place, opener, panel, open } = drawer("totals", render);
 icon("M4 20V10M10 20V4M16 20v-7M22 20H2", opener, 14);
 const count = element("span", "", opener);
 
+// words: page.by_slm page.by_llm page.by_refused page.by_none page.by_first_token page.column_question
+// words: page.column_who page.column_first_token page.column_total
 const by = (turn) => (turn.refused ? "refused" : turn.by || "none");
 
 /** Pairs of words and figures. */

@@ -10,6 +10,14 @@ const LEG_SPANS = ["draft", "escalate"]; // these two enclose others: they are h
 
 export const list = (value) => (Array.isArray(value) ? value.filter((item) => item !== null && item !== undefined) : []);
 
+// words: page.span_read page.span_rewrite page.span_retrieve page.span_load page.span_cite page.span_prompt
+// words: page.span_queue page.span_request page.span_first_token page.span_completion page.span_judge
+// words: page.signal_coverage page.signal_hit_strength page.signal_hit_margin page.signal_support
+// words: page.signal_alignment page.signal_mean_logprob page.signal_fact_logprob page.signal_absent_fact
+// words: page.signal_wrong_kind page.signal_refusal page.signal_looping page.signal_cut_off page.signal_sentence
+// words: page.signal_missing page.signal_best_alignment page.signal_apart page.signal_elsewhere page.signal_echo
+// words: page.signal_copied page.signal_verbatim page.signal_words page.signal_own_terms page.signal_low_logprob
+// words: page.signal_least_logprob page.signal_own_logprob page.signal_first_entropy page.signal_lead
 /** The text for a name of the server's; the name itself where there is none. */
 function named(kind, name) {
   const key = `${kind}_${name.replaceAll(" ", "_")}`;
@@ -19,6 +27,7 @@ function named(kind, name) {
 
 const full = (text) => String(text).replace(/([^.!?…。！？])$/, "$1.");
 
+// words: page.leg_slm page.leg_llm
 /** "Small model", "Larger model". */
 export const leg = (name) => (name === "slm" || name === "llm" ? t(`page.leg_${name}`) : name || t("page.leg_other"));
 
@@ -88,6 +97,7 @@ export function setAside(turn) {
     const count = String(draft.text).trim().split(/\s+/).length;
     const cut = draft.finish_reason === null && !turn.refused ? t("page.stopped_after", { count }) : null;
     let title = t("page.aside_short", { reason: reason(draft) });
+    // words: page.aside_refused_slm page.aside_refused_llm
     if (turn.refused) title = t(aside.length > 1 ? `page.aside_refused_${draft.leg}` : "page.aside_refused", { reason: reason(draft) });
     else if (turn.standing === "slm") title = t("page.aside_larger");
     return { title: full(title), text: String(draft.text), writer: [draft.model, cut].filter(Boolean).join(", ") };
@@ -213,6 +223,7 @@ export function ledgers(turn) {
       const read = measured ?? entry.prompt_tokens_estimated ?? 0;
       const window = entry.window_tokens;
       const told = { count: read, window: window || 0, percent: window ? percent(read / window) : "" };
+      // words: page.window_about page.window_unknown_about
       const key = `${window ? "page.window" : "page.window_unknown"}${measured === null ? "_about" : ""}`;
       const counted = (key, count) => (count ? t(key, { count }) : null);
       const reasons = Object.entries(entry.left_out || {}).map(([reason, count]) =>

@@ -12,6 +12,7 @@ from rag.corpus.library import Progress
 from rag.errors import ModelUnreachable, UserError
 from rag.models.legs import State
 from rag.settings import Mode, Settings
+from rag.telemetry import Telemetry
 from rag.turn import cascade
 from rag.turn.calibration import Calibration, Line, Scorer
 from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Retrieved, Token, Turn
@@ -212,6 +213,28 @@ async def test_what_a_turn_says_can_be_said_in_other_languages(session: Session,
     assert all(isinstance(note, Said) for note in turn.notes)
     silent = await turn_of(session, ScriptedLegs(), settings, question="Which zebra won the regatta in Uruguay?")
     assert isinstance(silent.answer, Said)
+
+
+async def test_telemetry_is_told_of_every_turn_however_it_ends(session: Session, settings: Settings) -> None:
+    told: list[tuple[dict[str, Any], object]] = []
+
+    class Listening(Telemetry):
+        def record(self, trace: Any, turn: Any, **more: Any) -> None:
+            told.append((dict(turn), more["error"]))
+
+    listening = Listening(None, "0")
+    await turn_of(session, ScriptedLegs([GOOD]), settings, telemetry=listening)
+    assert told[-1][0]["model"] == "scripted-slm"
+    await events_of(session, ScriptedLegs(), settings, question="", telemetry=listening)
+    assert isinstance(told[-1][1], UserError)
+    legs: Any = ScriptedLegs([Reply(GOOD, hold=asyncio.Event())])
+    stopped = cascade.answer(QUESTION, session=session, legs=legs, settings=settings, telemetry=listening)
+    async with aclosing(stopped) as events:
+        async for event in events:
+            if isinstance(event, Token):
+                break
+    assert told[-1] == ({"mode": "auto"}, None)
+    assert len(told) == 3
 
 
 async def test_the_language_of_the_answer_can_be_chosen(session: Session, settings: Settings) -> None:

@@ -402,6 +402,7 @@ function Tools({ turn, kept, change, root, press, running, showFound }) {
     retry: { icon: RotateCcw, text: t('page.retry') },
     ask_larger: {
       icon: ArrowUpRight,
+      // words: page.ask_larger page.ask_larger_sends page.ask_larger_anyway page.ask_larger_anyway_sends
       text: t(`page.ask_larger${turn.refused ? '_anyway' : ''}${host ? '_sends' : ''}`, { host }),
       title: larger.model ? t('page.ask_larger_title', { model: larger.model }) : undefined,
     },

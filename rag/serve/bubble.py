@@ -46,7 +46,7 @@ class Bubble:
         self._sent = 0
         self._pump: asyncio.Task[None] | None = None
         self._clock: asyncio.Task[None] | None = None
-        self._phase = ""
+        self._phase = self._reason = ""
         self._news = asyncio.Event()
         self._shows_text = False
         self._replaced = ""
@@ -59,7 +59,7 @@ class Bubble:
 
     def say(self, phase: str) -> None:
         """Show what is being done, and for how long the whole turn has, until there is text."""
-        self._phase = told(phase, self._language)
+        self._phase = self._told(phase)
         self._news.set()
         if not self._shows_text and self._clock is None:
             self._clock = asyncio.create_task(self._tick())
@@ -75,7 +75,8 @@ class Bubble:
         self._pump = None
         self._replaced = self.text or self._replaced
         self.text, self._sent, self._shows_text = "", 0, False
-        self.say(reason)
+        self._reason = self._told(reason)
+        self.say("")
 
     async def show(self, turn: Turn) -> None:
         self.answer.take(turn, self._language)
@@ -84,10 +85,10 @@ class Bubble:
     async def stop(self) -> None:
         """What was written stays, with the time that it took."""
         self._end({"stopped": True, "answer": self.text})
-        await self.finish(f"{self.text}\n\n*{told(say('chat.stopped'), self._language)}*".strip())
+        await self.finish(f"{self.text}\n\n*{self._told(say('chat.stopped'))}*".strip())
 
     async def fail(self, error: RagError) -> None:
-        text = told(error.told, self._language)
+        text = self._told(error.told)
         self.message.is_error = True
         self._end({"error": str(error), "answer": self.text})
         await self.finish("\n\n".join(part for part in (self.text, text) if part))
@@ -108,6 +109,9 @@ class Bubble:
         self.message.elements = [receipt]
         await self.message.send()
 
+    def _told(self, text: str) -> str:
+        return told(text, self._language)
+
     @property
     def _may_show(self) -> bool:
         if not self._replaced:
@@ -118,11 +122,10 @@ class Bubble:
         while True:
             self._news.clear()
             seconds = int(self.trace.now_ms() / 1000)
-            line = told(say("chat.phase", what=self._phase, seconds=seconds), self._language)
-            if not seconds:
-                line = f"{self._phase} …"
+            line = " · ".join(filter(None, (self._reason, self._phase)))
+            line = self._told(say("chat.phase", what=line, seconds=seconds)) if seconds else f"{line} …"
             # Chainlit's Markdown shows a quote apart, and public/small-first.css dims it.
-            quoted = "\n".join(f"> {line}" for line in self._replaced.strip().split("\n"))
+            quoted = "\n".join(f"> {row}" for row in self._replaced.strip().split("\n"))
             await self.message.stream_token(f"{quoted}\n\n*{line}*" if self._replaced else line, is_sequence=True)
             # A new phase is shown at once; the same one once a second.
             with contextlib.suppress(TimeoutError):
@@ -134,7 +137,7 @@ class Bubble:
             # The first text takes the place of the phase; the rest is added to it.
             piece, first = self.text[self._sent :], not self._shows_text
             self._sent, self._shows_text = len(self.text), True
-            self._replaced = ""
+            self._replaced = self._reason = ""
             if first:
                 await self._stop(self._clock)
                 self._clock = None

@@ -5,6 +5,7 @@ either through its own interface; `Kept` names what this project asks of them be
 the owner of its conversation. Knows nothing of models, turns or how a chat looks.
 """
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,9 @@ __all__ = ["Attached", "History", "Kept", "open_history", "router"]
 
 class Kept(Protocol):
     """What this project asks of a history besides what Chainlit does. Users are named by their identifiers."""
+
+    deleted: Callable[[str], Awaitable[None]] | None
+    """Told the id of each conversation that is gone, so that nobody goes on in it."""
 
     async def attach(
         self, thread_id: str, number: int, source: str, element_id: str, report: Ingest, passages: list[Passage]

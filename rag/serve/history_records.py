@@ -188,7 +188,7 @@ def element_content(element: Element) -> bytes | None:
 
 def element_back(row: Mapping[str, Any], *, has_file: bool) -> ElementDict:
     """As the page shows it. The files of Chainlit's sessions are gone, and their keys with them."""
-    back: Any = {**row, "chainlitKey": None, "objectKey": None, "path": None}
+    back: ElementDict = {**row, "chainlitKey": None, "objectKey": None, "path": None}
     if has_file:
         # From the server's root, since the page stands at /thread/<id>.
         back["url"] = f"{config.run.root_path.rstrip('/')}/history/{row['threadId']}/{row['id']}"

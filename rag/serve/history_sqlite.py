@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +108,7 @@ class History(BaseDataLayer):
     """
 
     def __init__(self, data_dir: Path) -> None:
+        self.deleted: Callable[[str], Awaitable[None]] | None = None
         self.path = data_dir / FILE
         self._files = Files(data_dir / FILES)
         self._clock = Clock()
@@ -346,6 +347,8 @@ class History(BaseDataLayer):
             self._overwrite()
 
         await self._ask(work)
+        if self.deleted is not None:
+            await self.deleted(thread_id)
 
     async def get_thread_author(self, thread_id: str) -> str:
         def work() -> str:

@@ -130,6 +130,7 @@ class PostgresHistory(ChainlitDataLayer):
 
     def __init__(self, database_url: str, data_dir: Path) -> None:
         super().__init__(database_url)
+        self.deleted: Callable[[str], Awaitable[None]] | None = None
         self.place = _place(database_url)
         self._files = Files(data_dir / FILES)
         self._clock = Clock()
@@ -465,6 +466,8 @@ class PostgresHistory(ChainlitDataLayer):
             await self._shielded(work_and_files)
         except _FAILURES as error:
             raise self._unusable(error) from error
+        if self.deleted is not None:
+            await self.deleted(thread_id)
 
     async def get_thread_author(self, thread_id: str) -> str:
         async def work(db: Any) -> str:

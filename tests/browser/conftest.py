@@ -36,6 +36,8 @@ class Chat:
 
     page: Page
     url: str
+    mode: str = "auto"
+    """With which it begins."""
     events: list[Any] = field(default_factory=list)
     """WebSocket events in order: [name, payload]."""
     requests: list[str] = field(default_factory=list)
@@ -49,8 +51,8 @@ class Chat:
         self.page.locator("#chat-settings-open-modal").wait_for()
         # What another test chose holds for the user's next conversation.
         forms = [payload for name, *rest in self.events if name == "chat_settings" for payload in rest]
-        if any(widget["id"] == "mode" and widget["initial"] != "auto" for widget in forms[-1]):
-            self.switch("Auto")
+        if any(widget["id"] == "mode" and widget["initial"] != self.mode for widget in forms[-1]):
+            self.switch(self.mode.title() if self.mode == "auto" else self.mode.upper())
         return self
 
     def _received(self, frame: str | bytes) -> None:
@@ -95,7 +97,7 @@ class Chat:
 
 
 @contextmanager
-def tab(browser: Browser, url: str) -> Iterator[Chat]:
+def tab(browser: Browser, url: str, mode: str = "auto") -> Iterator[Chat]:
     context = browser.new_context(viewport={"width": 1000, "height": 900}, locale="en-US")
     foreign: list[str] = []
 
@@ -111,7 +113,7 @@ def tab(browser: Browser, url: str) -> Iterator[Chat]:
     context.on("request", note)
     context.on("requestfailed", forget)
     try:
-        yield Chat(context.new_page(), url).open()
+        yield Chat(context.new_page(), url, mode).open()
     finally:
         context.close()
     assert foreign == [], "the page asked somebody else"

@@ -35,9 +35,12 @@ def faults(page: Page) -> list[str]:
 
 
 def named(page: Page) -> None:
-    """Every button that is there has been given its name."""
-    nameless = "[...document.querySelectorAll('button')].filter(one => !one.ariaLabel && !one.textContent.trim())"
-    page.wait_for_function(f"() => {nameless}.length === 0")
+    """Every button that is shown has its name, or has been given one."""
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('button')]
+          .every(one => one.ariaLabel || one.textContent.trim() || one.labels.length
+            || !one.checkVisibility({visibilityProperty: true}))"""
+    )
 
 
 def totals(page: Page) -> Locator:

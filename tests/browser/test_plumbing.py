@@ -1,5 +1,6 @@
 """The chat's plumbing in a real browser before a scripted model: escalation, Stop, a closed tab, errors."""
 
+import threading
 import time
 
 from playwright.sync_api import Browser, expect
@@ -33,6 +34,49 @@ def test_a_rejected_draft_is_replaced_and_folded_under_the_answer(
         chat.page.keyboard.press("Enter")
         expect(rejected.locator("del")).to_be_visible()
         expect(rejected.locator("del")).to_have_text("The largest file is 999 MB.")
+
+
+def test_what_is_being_done_is_told_with_a_running_clock(
+    browser: Browser, scripted_url: str, scripted: ScriptedServer
+) -> None:
+    answer = threading.Event()
+    scripted.script = lambda model, _: GOOD if answer.wait(60) else ""
+    try:
+        with tab(browser, scripted_url) as chat:
+            chat.send(QUESTION)
+            expect(chat.page.get_by_text("The small model is reading … 1 s")).to_be_visible()
+            expect(chat.page.get_by_text("The small model is reading … 2 s")).to_be_visible()
+            answer.set()
+            expect(chat.page.get_by_text(GOOD.rstrip(".")).last).to_be_visible()
+            expect(chat.page.get_by_text("is reading")).to_have_count(0)
+    finally:
+        answer.set()
+
+
+def test_a_draft_is_dimmed_with_the_reason_until_the_first_sentence_of_the_larger_model(
+    browser: Browser, scripted_url: str, scripted: ScriptedServer
+) -> None:
+    wrong, rest = "The largest file is 999 MB.", "And this is what follows it"
+    scripted.script = lambda model, _: wrong if model == "small" else f"{GOOD} {rest}."
+    scripted.pause_s = 0.25
+    try:
+        with tab(browser, scripted_url) as chat:
+            chat.send(QUESTION)
+            dimmed = chat.page.locator("[data-step-type=assistant_message] blockquote")
+            expect(dimmed).to_have_text(wrong)
+            colour = "one => getComputedStyle(one).color"
+            assert dimmed.evaluate(colour) != chat.page.locator("[data-step-type=user_message]").evaluate(colour)
+            reason = "Asking the larger model: the number 999 is in no passage that was read"
+            expect(chat.page.get_by_text(reason)).to_be_visible()
+            written = chat.page.locator("[data-step-type=assistant_message] .message-content").last
+            # At its first sentence, not at its end.
+            expect(written).to_contain_text(GOOD)
+            expect(dimmed).to_have_count(0)
+            assert rest not in written.inner_text()
+            expect(written).to_contain_text(rest)
+            expect(chat.page.get_by_test_id("receipt-rejected").locator("summary")).to_contain_text("999")
+    finally:
+        scripted.pause_s = 0.0
 
 
 def test_a_long_fast_answer_takes_the_browser_no_longer_than_the_model(

@@ -104,7 +104,8 @@ function show(documents) {
     const target = next ? next.querySelector("button") : document.querySelector("#chat-input");
     if (target) target.focus();
   }
-  if (gone.length && !moved) spoken.textContent = t("page.no_longer_attached", { names: gone.map((one) => one.source).join(", ") });
+  const names = gone.map((one) => one.source).join(", ");
+  if (names && !moved) spoken.textContent = t("page.no_longer_attached", { names });
   window.smallFirstDocuments = shown;
   window.dispatchEvent(new CustomEvent("smallfirst:documents"));
 }

@@ -65,7 +65,8 @@ export function unit(source, page, named) {
 /** The headings above a passage, outermost first. */
 export const headings = (heading) => (Array.isArray(heading) ? heading.join(" › ") : heading || "");
 
-export const place = ({ source, page, heading }) => [source, unit(source, page), headings(heading)].filter(Boolean).join(" · ");
+export const place = ({ source, page, heading }) =>
+  [source, unit(source, page), headings(heading)].filter(Boolean).join(" · ");
 
 /** Of something on this server, wherever the page is. */
 export const address = (path) => new URL(path, new URL("..", import.meta.url)).href;

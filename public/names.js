@@ -38,7 +38,10 @@ const NAMES = {
 };
 
 /** The label above a setting, without the figure that stands beside it. */
-const labelled = (node) => ((node.closest(".space-y-2") || node).querySelector("label") || node).firstChild?.textContent || "";
+function labelled(node) {
+  const label = (node.closest(".space-y-2") || node).querySelector("label");
+  return (label && label.firstChild && label.firstChild.textContent) || "";
+}
 
 // In the list of past chats a link holds a button, which holds what opens the menu: only the link and the menu's opener
 // are left to be reached.
@@ -56,8 +59,8 @@ function nameButtons() {
   for (const [selector, key] of Object.entries(NAMES)) {
     for (const button of document.querySelectorAll(selector)) {
       const own = given.get(button);
-      const named = button.getAttribute("aria-label") || (button.matches("[data-sidebar]") ? "" : button.textContent.trim());
-      if (own === undefined && named) continue;
+      const text = button.matches("[data-sidebar]") ? "" : button.textContent.trim();
+      if (own === undefined && (button.getAttribute("aria-label") || text)) continue;
       const name = t(key);
       if (own === name && button.getAttribute("aria-label") === name) continue;
       given.set(button, name);

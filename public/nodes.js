@@ -25,8 +25,10 @@ export function drawing(tag, attributes, parent) {
 
 /** A line drawing in a square of 24 units, as Chainlit's icons are; it says nothing to who does not see it. */
 export function icon(path, parent, size = 16) {
-  const svg = drawing("svg", { width: size, height: size, viewBox: "0 0 24 24", fill: "none", "aria-hidden": "true" }, parent);
-  drawing("path", { d: path, stroke: "currentColor", "stroke-width": 2, "stroke-linecap": "round", "stroke-linejoin": "round" }, svg);
+  const box = { width: size, height: size, viewBox: "0 0 24 24", fill: "none", "aria-hidden": "true" };
+  const svg = drawing("svg", box, parent);
+  const line = { stroke: "currentColor", "stroke-width": 2, "stroke-linecap": "round", "stroke-linejoin": "round" };
+  drawing("path", { d: path, ...line }, svg);
   return svg;
 }
 

@@ -137,8 +137,8 @@ function parts(item) {
     if (hit.source !== item.source || hit.start > item.start || hit.end < item.end) continue;
     const characters = Array.from(hit.text);
     const [from, to] = [item.start - hit.start, item.end - hit.start];
-    const cut = [characters.slice(0, from), characters.slice(from, to), characters.slice(to)].map((some) => some.join(""));
-    if (cut[1] === item.quote) return { before: cut[0], quote: cut[1], after: cut[2], alone: false };
+    const [before, quote, after] = [[0, from], [from, to], [to]].map((cut) => characters.slice(...cut).join(""));
+    if (quote === item.quote) return { before, quote, after, alone: false };
   }
   return { before: "", quote: item.quote, after: "", alone: true };
 }
@@ -186,7 +186,8 @@ function renderSource(source, { item, place, text, more, alone }) {
     picture.src = address(source.picture);
     for (const [left, top, width, height] of source.marks || []) {
       const box = element("span", "sf-marked", figure);
-      Object.assign(box.style, { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * width}%`, height: `${100 * height}%` });
+      const sides = { left, top, width, height };
+      for (const [side, share] of Object.entries(sides)) box.style[side] = `${100 * share}%`;
     }
   }
   if (source.detail) element("p", "sf-quiet", more).textContent = source.detail;
@@ -214,8 +215,8 @@ function renderAll(hits) {
     const row = element("li", "", list);
     const heading = element("h3", "", row);
     element("span", "sf-document", heading).textContent = hit.source;
-    const cited = view.citations.filter((one) => one.source === hit.source && one.start < hit.end && hit.start < one.end);
-    for (const one of cited) element("span", "sf-number", heading).textContent = one.marker;
+    const cites = (one) => one.source === hit.source && one.start < hit.end && hit.start < one.end;
+    for (const one of view.citations.filter(cites)) element("span", "sf-number", heading).textContent = one.marker;
     const where = [unit(hit.source, hit.page), headings(hit.heading)].filter(Boolean).join(" · ");
     if (where) element("p", "sf-place", row).textContent = where;
     const text = element("p", "sf-text sf-clamped", row);

@@ -12,7 +12,12 @@ import { drawer } from "./shelf.js";
 const SHOWN = 40; // turns in the picture, the newest
 const HEIGHT = 96;
 const STEP = 14; // from one bar to the next
-const COLOURS = { slm: "hsl(var(--chart-2))", llm: "hsl(var(--chart-3))", refused: "hsl(var(--chart-1))", none: "hsl(var(--muted-foreground) / 0.5)" };
+const COLOURS = {
+  slm: "hsl(var(--chart-2))",
+  llm: "hsl(var(--chart-3))",
+  refused: "hsl(var(--chart-1))",
+  none: "hsl(var(--muted-foreground) / 0.5)",
+};
 
 let totals = null;
 let thread = null;
@@ -24,6 +29,13 @@ const count = element("span", "", opener);
 // words: page.by_slm page.by_llm page.by_refused page.by_none page.by_first_token page.column_question
 // words: page.column_who page.column_first_token page.column_total
 const by = (turn) => (turn.refused ? "refused" : turn.by || "none");
+
+/** What is known of it, and that there is more; null where nothing was charged. */
+function cost() {
+  const known = totals.cost > 0 ? money(totals.cost, totals.currency || "") : null;
+  const unknown = totals.cost_known === false ? t("page.cost_unknown") : null;
+  return [known, unknown].filter(Boolean).join(" + ") || null;
+}
 
 /** Pairs of words and figures. */
 function rows() {
@@ -43,8 +55,7 @@ function rows() {
     ],
     [t("page.totals_time"), time(totals.time_ms)],
     isNumber(totals.ttft_ms_median) && [t("page.totals_first_token"), time(totals.ttft_ms_median)],
-    totals.cost > 0 && [t("page.cost_name"), money(totals.cost, totals.currency || "") + (totals.cost_known ? "" : ` + ${t("page.cost_unknown")}`)],
-    !(totals.cost > 0) && totals.cost_known === false && [t("page.cost_name"), t("page.cost_unknown")],
+    cost() && [t("page.cost_name"), cost()],
     totals.energy_j > 0 && [
       t("page.energy_name"),
       isNumber(totals.watts)
@@ -60,14 +71,18 @@ function picture(latency, parent) {
   const most = Math.max(...latency.map((turn) => turn.total_ms || 0), 1);
   const width = Math.max(latency.length, 8) * STEP;
   const high = (ms) => Math.max(2, (HEIGHT * (ms || 0)) / most);
-  const svg = drawing("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", class: "bars", preserveAspectRatio: "none" }, parent);
+  const box = { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", class: "bars", preserveAspectRatio: "none" };
+  const svg = drawing("svg", box, parent);
+  const tick = { stroke: "hsl(var(--foreground))", "stroke-width": 1.5, "vector-effect": "non-scaling-stroke" };
   svg.setAttribute("aria-label", t("page.totals_picture", { count: latency.length, longest: time(most) }));
   latency.forEach((turn, index) => {
     const x = index * STEP;
-    drawing("rect", { x: x + 2, y: HEIGHT - high(turn.total_ms), width: STEP - 4, height: high(turn.total_ms), rx: 1.5, fill: COLOURS[by(turn)] }, svg);
+    const height = high(turn.total_ms);
+    const fill = COLOURS[by(turn)];
+    drawing("rect", { x: x + 2, y: HEIGHT - height, width: STEP - 4, height, rx: 1.5, fill }, svg);
     if (!isNumber(turn.ttft_ms)) return;
     const y = HEIGHT - high(turn.ttft_ms);
-    drawing("line", { x1: x + 1, x2: x + STEP - 1, y1: y, y2: y, stroke: "hsl(var(--foreground))", "stroke-width": 1.5, "vector-effect": "non-scaling-stroke" }, svg);
+    drawing("line", { x1: x + 1, x2: x + STEP - 1, y1: y, y2: y, ...tick }, svg);
   });
 }
 

@@ -8,7 +8,7 @@ import { enumerated, energy, isNumber, money, number, percent, place, time } fro
 const HERE = "on this machine"; // what a turn says of a model whose text did not leave, in every language
 const LEG_SPANS = ["draft", "escalate"]; // these two enclose others: they are headings, not bars
 
-export const list = (value) => (Array.isArray(value) ? value.filter((item) => item !== null && item !== undefined) : []);
+export const list = (value) => (Array.isArray(value) ? value.filter((item) => (item ?? null) !== null) : []);
 
 // words: page.span_read page.span_rewrite page.span_retrieve page.span_load page.span_cite page.span_prompt
 // words: page.span_queue page.span_request page.span_first_token page.span_completion page.span_judge
@@ -97,8 +97,9 @@ export function setAside(turn) {
     const count = String(draft.text).trim().split(/\s+/).length;
     const cut = draft.finish_reason === null && !turn.refused ? t("page.stopped_after", { count }) : null;
     let title = t("page.aside_short", { reason: reason(draft) });
-    // words: page.aside_refused_slm page.aside_refused_llm
-    if (turn.refused) title = t(aside.length > 1 ? `page.aside_refused_${draft.leg}` : "page.aside_refused", { reason: reason(draft) });
+    // words: page.aside_refused page.aside_refused_slm page.aside_refused_llm
+    const whose = aside.length > 1 ? `_${draft.leg}` : "";
+    if (turn.refused) title = t(`page.aside_refused${whose}`, { reason: reason(draft) });
     else if (turn.standing === "slm") title = t("page.aside_larger");
     return { title: full(title), text: String(draft.text), writer: [draft.model, cut].filter(Boolean).join(", ") };
   });
@@ -189,7 +190,8 @@ export function verdict(turn) {
   const asked = list(turn.drafts).length > 0;
   let outcome = t("page.verdict_silent", { reason, percent: percent(threshold) });
   if (asked) {
-    outcome = t(accepted ? "page.verdict_accepted" : turn.escalated ? "page.verdict_escalated" : "page.verdict_rejected");
+    const rejected = turn.escalated ? "page.verdict_escalated" : "page.verdict_rejected";
+    outcome = t(accepted ? "page.verdict_accepted" : rejected);
     // Where a draft was set aside, the reason stands there.
     if (reason && !setAside(turn).length) outcome += ` ${t("page.because", { reason })}`;
   }
@@ -257,7 +259,8 @@ export function bill(turn) {
     .map((draft) => {
       const { input_tokens: count, output_tokens: output } = draft.usage;
       const cut = draft.finish_reason === "length" ? `, ${t("page.cut_at_limit")}` : "";
-      return [draft.model || leg(draft.leg), t("page.tokens_read_written", { count: count || 0, output: output || 0 }) + cut];
+      const used = t("page.tokens_read_written", { count: count || 0, output: output || 0 });
+      return [draft.model || leg(draft.leg), used + cut];
     });
   if (all.tokens_per_s > 0) rows.push([t("page.speed_name"), t("page.speed", { n: number(all.tokens_per_s, 1) })]);
   if (cost(turn)) rows.push([t("page.cost_name"), cost(turn)]);

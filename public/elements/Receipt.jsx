@@ -66,7 +66,9 @@ function Fold({ name, title, kept, change, children, ...more }) {
     <details
       className="sf-fold"
       open={Boolean(folds[name])}
-      onToggle={({ currentTarget: { open } }) => open !== Boolean(folds[name]) && change({ folds: { ...folds, [name]: open } })}
+      onToggle={({ currentTarget: { open } }) => {
+        if (open !== Boolean(folds[name])) change({ folds: { ...folds, [name]: open } })
+      }}
       {...more}
     >
       <summary data-act={name}>{title}</summary>
@@ -78,7 +80,14 @@ function Fold({ name, title, kept, change, children, ...more }) {
 /** What a model wrote and the answer does not say: nothing that was seen while it streamed is lost. */
 function SetAside({ turn, kept, change }) {
   return turns.setAside(turn).map((aside, index) => (
-    <Fold key={index} name={`aside-${index}`} title={aside.title} kept={kept} change={change} data-testid="receipt-rejected">
+    <Fold
+      key={index}
+      name={`aside-${index}`}
+      title={aside.title}
+      kept={kept}
+      change={change}
+      data-testid="receipt-rejected"
+    >
       {/* Removed from the answer, and still to be read: a line through it would hinder that. */}
       <del>{aside.text}</del>
       {aside.writer && <p className="sf-quiet">{aside.writer}</p>}
@@ -219,7 +228,11 @@ function Bill({ turn }) {
       )}
       {(turn.model || turns.left(turn)) && (
         <Section title={t('page.where')}>
-          <p>{turns.left(turn) ? t('page.where_left', { host: turns.left(turn), model: turn.model }) : t('page.where_here')}</p>
+          <p>
+            {turns.left(turn)
+              ? t('page.where_left', { host: turns.left(turn), model: turn.model })
+              : t('page.where_here')}
+          </p>
         </Section>
       )}
     </>
@@ -319,7 +332,9 @@ async function copy(turn, root) {
   for (const mark of shown.querySelectorAll('a[href^="#source-"]')) mark.replaceWith(`[${mark.textContent}]`)
   const text = turns.copied(turn, turn.answer || shown.textContent.trim())
   const places = document.createElement('div')
-  for (const line of turns.copied(turn, '').split('\n')) places.appendChild(document.createElement('p')).textContent = line
+  for (const line of turns.copied(turn, '').split('\n')) {
+    places.appendChild(document.createElement('p')).textContent = line
+  }
   shown.append(places)
   if (navigator.clipboard && navigator.clipboard.write) {
     const parts = { 'text/plain': text, 'text/html': shown.innerHTML }
@@ -394,10 +409,13 @@ function Comment({ turn, kept, change, press }) {
 
 function Tools({ turn, kept, change, root, press, running, showFound }) {
   const busy = Boolean(kept.pending)
-  const standing = ['good', 'bad'].includes(kept.pending) ? (kept.pending === turn.kept ? null : kept.pending) : turn.kept
+  // What was pressed is shown at once.
+  const pressed = ['good', 'bad'].includes(kept.pending) ? kept.pending : null
+  const standing = pressed ? (pressed === turn.kept ? null : pressed) : turn.kept
   const larger = turn.larger || {}
   const host = larger.leaves ? larger.where : null
-  const thumb = (name) => press(name).then((done) => done && change({ asking: turn.kept !== name, comment: undefined }))
+  const thumb = (name) =>
+    press(name).then((done) => done && change({ asking: turn.kept !== name, comment: undefined }))
   const offered = {
     retry: { icon: RotateCcw, text: t('page.retry') },
     ask_larger: {
@@ -412,8 +430,20 @@ function Tools({ turn, kept, change, root, press, running, showFound }) {
     <div className="sf-tools" role="group" aria-label={t('page.tools')} data-testid="receipt-tools">
       {turn.labels && Array.isArray(turn.hits) && (
         <>
-          <Tool act="good" icon={ThumbsUp} name={t('page.good')} pressed={standing === 'good'} busy={busy} onClick={() => thumb('good')} />
-          <Tool act="bad" icon={ThumbsDown} name={t('page.bad')} pressed={standing === 'bad'} busy={busy} onClick={() => thumb('bad')} />
+          {[
+            ['good', ThumbsUp, t('page.good')],
+            ['bad', ThumbsDown, t('page.bad')],
+          ].map(([name, icon, told]) => (
+            <Tool
+              key={name}
+              act={name}
+              icon={icon}
+              name={told}
+              pressed={standing === name}
+              busy={busy}
+              onClick={() => thumb(name)}
+            />
+          ))}
         </>
       )}
       <CopyTool turn={turn} root={root} fail={(failed) => change({ failed })} />
@@ -423,7 +453,13 @@ function Tools({ turn, kept, change, root, press, running, showFound }) {
           <Tool key={name} act={name} busy={busy || running} {...offered[name]} onClick={() => press(name)} />
         ))}
       {list(turn.hits).length > 0 && (
-        <Tool act="found" data-testid="receipt-passages" icon={TextSearch} text={t('page.show_found')} onClick={showFound} />
+        <Tool
+          act="found"
+          data-testid="receipt-passages"
+          icon={TextSearch}
+          text={t('page.show_found')}
+          onClick={showFound}
+        />
       )}
       {standing && <Comment turn={turn} kept={kept} change={change} press={press} />}
     </div>
@@ -443,7 +479,14 @@ export default function Receipt() {
   const citations = list(turn.citations)
   const query = turn.query && turn.query !== turn.question ? String(turn.query) : null
 
-  const view = { answer, thread: turn.thread_id, uploads: list(turn.attachments), hits: list(turn.hits), citations }
+  const view = {
+    answer,
+    thread: turn.thread_id,
+    uploads: list(turn.attachments),
+    hits: list(turn.hits),
+    citations,
+    query: turn.query || turn.question,
+  }
   const open = (index, opener) => passages.show({ ...view, kind: 'cited', index, opener })
 
   useEffect(() => receipts.refocus(answer, root.current))
@@ -474,7 +517,13 @@ export default function Receipt() {
 
   return (
     <TooltipProvider delayDuration={300}>
-      <div ref={root} className="sf-receipt" data-testid="receipt" data-answer={answer} lang={window.smallFirst.language}>
+      <div
+        ref={root}
+        className="sf-receipt"
+        data-testid="receipt"
+        data-answer={answer}
+        lang={window.smallFirst.language}
+      >
         <Sources citations={citations} open={open} />
         {query && (
           <p className="sf-quiet" data-testid="receipt-query">
@@ -490,7 +539,7 @@ export default function Receipt() {
           root={root}
           press={press}
           running={loading}
-          showFound={(opener) => passages.show({ ...view, kind: 'found', index: null, opener, query: turn.query || turn.question })}
+          showFound={(opener) => passages.show({ ...view, kind: 'found', index: null, opener })}
         />
         {kept.failed && (
           <p className="sf-failed" role="alert">

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from chainlit.config import config
 from chainlit.element import Element, ElementDict
@@ -188,11 +188,11 @@ def element_content(element: Element) -> bytes | None:
 
 def element_back(row: Mapping[str, Any], *, has_file: bool) -> ElementDict:
     """As the page shows it. The files of Chainlit's sessions are gone, and their keys with them."""
-    back: ElementDict = {**row, "chainlitKey": None, "objectKey": None, "path": None}
+    back: dict[str, Any] = {**row, "chainlitKey": None, "objectKey": None, "path": None}
     if has_file:
         # From the server's root, since the page stands at /thread/<id>.
         back["url"] = f"{config.run.root_path.rstrip('/')}/history/{row['threadId']}/{row['id']}"
-    return back
+    return cast(ElementDict, back)
 
 
 # --- Documents ---

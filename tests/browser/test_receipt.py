@@ -199,6 +199,20 @@ def test_a_stopped_answer_can_be_tried_again(browser: Browser, scripted_url: str
         expect(chat.page.get_by_test_id("receipt")).to_have_count(1)
 
 
+def test_without_receipts_only_the_line_goes(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
+    escalates(scripted)
+    with tab(browser, scripted_url) as chat:
+        page = chat.page
+        chat.ask(QUESTION)
+        for count in (0, 1):
+            page.locator("#chat-settings-open-modal").click()
+            page.get_by_role("switch", name="Show receipts").click()
+            page.locator("#confirm").click()
+            expect(page.get_by_test_id("receipt-toggle")).to_have_count(count)
+            expect(page.get_by_test_id("receipt-sources")).to_be_visible()
+            expect(page.get_by_test_id("receipt-tools")).to_be_visible()
+
+
 def test_a_turn_can_be_exported(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
     scripted.script = lambda model, _: GOOD
     with tab(browser, scripted_url) as chat:

@@ -192,8 +192,9 @@ export function verdict(turn) {
   if (asked) {
     const rejected = turn.escalated ? "page.verdict_escalated" : "page.verdict_rejected";
     outcome = t(accepted ? "page.verdict_accepted" : rejected);
-    // Where a draft was set aside, the reason stands there.
-    if (reason && !setAside(turn).length) outcome += ` ${t("page.because", { reason })}`;
+    // Where a draft was set aside, the reason stands there; of one that was sure enough, the scale below tells it.
+    const told = setAside(turn).length || (accepted && !signals.refusal);
+    if (reason && !told) outcome += ` ${t("page.because", { reason })}`;
   }
   return {
     asked,

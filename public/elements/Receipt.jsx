@@ -230,7 +230,7 @@ function Bill({ turn }) {
         <Section title={t('page.where')}>
           <p>
             {turns.left(turn)
-              ? t('page.where_left', { host: turns.left(turn), model: turn.model })
+              ? t('page.where_left', { host: turns.left(turn) })
               : t('page.where_here')}
           </p>
         </Section>

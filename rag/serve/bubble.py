@@ -126,7 +126,9 @@ class Bubble:
             line = self._told(say("chat.phase", what=line, seconds=seconds)) if seconds else f"{line} …"
             # Chainlit's Markdown shows a quote apart, and public/small-first.css dims it.
             quoted = "\n".join(f"> {row}" for row in self._replaced.strip().split("\n"))
-            await self.message.stream_token(f"{quoted}\n\n*{line}*" if self._replaced else line, is_sequence=True)
+            await self.message.stream_token(
+                f"{quoted}\n\n*{line}*" if self._replaced else f"*{line}*", is_sequence=True
+            )
             # A new phase is shown at once; the same one once a second.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):

@@ -198,7 +198,7 @@ def _receipt(turn: Turn) -> str:
     if turn.get("model") is not None:
         who = SPOKEN.get(answered_by(turn) or "", "model")
         parts.append(f"Answered by the {who} {_plain(turn['model'])}")
-        if turn.get("where") and not turn.get("standing"):  # `where` is of the answer that was taken out
+        if turn.get("where") and not turn.get("standing"):  # beside the model's name it would be taken for that one's
             parts[-1] += f" ({_plain(turn['where'])})"
     elif "hits" in turn:
         parts.append("No model was asked")
@@ -302,7 +302,7 @@ def _row(one: Asked, answer: Reply) -> dict[str, Any]:
     row |= {name: bill.get(name) for name in _AFTER}
     row["asked_at"], row["question"] = one.at, one.text or turn.get("question")
     row["by"], row["stopped"] = answered_by(turn), bool(turn.get("stopped"))
-    row["where"] = None if turn.get("standing") else turn.get("where")
+    row["where"] = turn.get("where")
     row["citations"] = "; ".join(f"[{c.get('marker')}] {_place(c)}" for c in turn.get("citations") or ())
     row["notes"] = " ".join(str(note) for note in turn.get("notes") or ())
     for span in trace.get("spans") or ():

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
 from rag.errors import ModelError, RagError, UserError
-from rag.models.backend import Draft, Reading, Waiting
+from rag.models.backend import HERE, Draft, Reading, Waiting
 from rag.models.backend import Token as Written
 from rag.models.legs import Answering, Pair
 from rag.settings import Mode, Settings
@@ -88,14 +88,12 @@ class SetAside:
     """An answer that another took the place of."""
 
     model: str
-    where: str
     text: str
     citations: tuple[Citation, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.model,
-            "where": self.where,
             "answer": self.text,
             "citations": [citation.to_dict() for citation in self.citations],
         }
@@ -112,7 +110,7 @@ class Turn:
     model: str | None
     """Who wrote the answer; None when the documents are silent and no model was asked."""
     where: str | None
-    """Where that model's text went: on this machine, or the server's host."""
+    """Where the text of this turn went: on this machine, or the hosts of the servers elsewhere that were sent it."""
     escalated: bool
     refused: bool
     """The answer says that it is not in the documents."""
@@ -549,7 +547,7 @@ class _Work:
             mode=self.mode,
             answer=text,
             model=draft.model if draft else None,
-            where=self.where[draft.leg] if draft else None,
+            where=self._went(),
             escalated=escalated,
             refused=refused,
             verdict=verdict,
@@ -573,13 +571,17 @@ class _Work:
         self.session.remember(Exchange(self.id, self.question, str(self.query), text, refused))
         return Answered(turn)
 
+    def _went(self) -> str | None:
+        elsewhere = [where for where in self.where.values() if where != HERE]
+        return ", ".join(dict.fromkeys(elsewhere)) or (HERE if self.where else None)
+
     def _set_aside(self) -> SetAside | None:
         whole = (draft for draft in self.drafts if draft.leg == "slm" and draft.finish_reason == "stop")
         draft = next(whole, None)
         if draft is None or confidence.is_refusal(draft.text) or not draft.text.strip():
             return None
         resolved = citations.resolve(draft.text, self.prompts["slm"].evidence, self.index.idf)
-        return SetAside(draft.model, self.where["slm"], resolved.text, resolved.citations)
+        return SetAside(draft.model, resolved.text, resolved.citations)
 
 
 class _Watch:

@@ -10,7 +10,7 @@ import pytest
 
 from rag.corpus.library import Library
 from rag.errors import ModelBroke, ModelUnreachable, UserError
-from rag.models.backend import ChatBackend, Delta, Draft
+from rag.models.backend import ChatBackend, Delta, Draft, Reading
 from rag.models.legs import Legs
 from rag.settings import Settings
 from rag.trace import Trace
@@ -51,6 +51,22 @@ async def test_smollm2_answers_a_question_from_a_real_document(library: Library,
         assert turn.verdict.signals.mean_logprob is not None
         assert turn.drafts[0].usage is not None
         assert turn.drafts[0].usage.input_tokens > 50
+    finally:
+        await legs.close()
+
+
+async def test_how_far_a_long_prompt_is_read_is_told(real: Settings) -> None:
+    legs = Legs(real)
+    try:
+        backend = await legs.slm.backend()
+        text = " ".join(f"The number {number} is odd or even." for number in range(130))
+        messages = [{"role": "user", "content": f"{text} Which is it?"}]
+        pieces = [piece async for piece in backend.stream(messages, max_tokens=3, trace=Trace())]
+        shares = [piece.share for piece in pieces if isinstance(piece, Reading)]
+        assert len(shares) > 2
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+        assert isinstance(pieces[len(shares)], Delta), "all of it is told before the first word"
     finally:
         await legs.close()
 

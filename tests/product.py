@@ -101,6 +101,8 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self.script: Callable[[str, str], str | None] = lambda model, question: "Nothing was scripted."
+        self.messages: list[list[dict[str, str]]] = []
+        """Of each request."""
         self.pause_s = 0.0
         """After each word."""
         self.hung_up = threading.Event()
@@ -115,6 +117,7 @@ class ScriptedServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.messages.append(body["messages"])
                 text = server.script(body["model"], body["messages"][-1]["content"])
                 server.asked.set()
                 self.close_connection = True
@@ -148,6 +151,7 @@ class ScriptedServer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def reset(self) -> None:
+        self.messages.clear()
         self.hung_up.clear()
         self.asked.clear()
 

@@ -1,4 +1,4 @@
-"""Runs the whole suite: bring a browser and Tesseract, then two pytest processes.
+"""Runs the whole suite: bring a browser, Tesseract and PostgreSQL, then two pytest processes.
 
 Two, because the browser driver runs an event loop of its own, beside which pytest's asyncio tests cannot run.
 """
@@ -49,6 +49,8 @@ def main() -> int:
     bring_browser()
     if shutil.which("tesseract") is None:
         install("Tesseract", "tesseract-ocr")  # without it, the test that reads a scanned page skips and says so
+    if shutil.which("postgres") is None and not any(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
+        install("PostgreSQL", "postgresql")  # the same for those that keep conversations in it
     chosen = sys.argv[1:]
     statuses = [
         subprocess.run([sys.executable, "-m", "pytest", *arguments, *chosen]).returncode

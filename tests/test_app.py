@@ -548,6 +548,34 @@ async def test_buttons_come_back_after_a_reload_and_work(url: str, scripted: Scr
         assert after.turns()[-1]["mode"] == "llm"
 
 
+async def test_the_models_see_the_conversation_as_it_stands_after_an_edit(url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: "The largest file is 10 MB."
+    async with connected(url) as before:
+        await before.socket.emit("chat_settings_change", {"mode": "llm"})
+        await before.ask(f"{QUESTION} First.")
+        await before.ask(f"{QUESTION} Second.")
+        await before.ask(f"{QUESTION} Third.")
+    async with connected(url, thread_id=before.thread_id) as after:
+        await until(lambda: bool(after.threads))
+        second = next(step for step in after.threads[0]["steps"] if step["output"].endswith("Second."))
+        scripted.reset()
+        edited = {"message": {**second, "output": f"{QUESTION} Edited."}}
+        await after.socket.emit("edit_message", edited)
+        await until(lambda: bool(after.turns()))
+        sent = str(scripted.messages[-1])
+        assert "First." in sent
+        assert "Edited." in sent
+        assert "Second." not in sent
+        assert "Third." not in sent
+        await until(lambda: after.totals()["turns"] == 2)
+    async with connected(url, thread_id=before.thread_id) as again:
+        await until(lambda: bool(again.threads))
+        asked = [
+            step["output"].rpartition(" ")[2] for step in again.threads[0]["steps"] if step["type"] == "user_message"
+        ]
+        assert asked == ["First.", "Edited."]
+
+
 @pytest.mark.parametrize("payload", [{}, {"answer": None}, {"answer": ["x"]}, {"answer": str(uuid4())}])
 async def test_a_button_that_never_was_does_nothing(
     url: str, scripted: ScriptedServer, cache: Path, payload: dict[str, Any]

@@ -71,8 +71,7 @@ class Bubble:
 
     async def start_over(self, reason: str) -> None:
         """What was shown does not stand: it is dimmed, with the reason, until another text takes its place."""
-        await self._stop(self._pump)
-        self._pump = None
+        await self._stop_all()
         self._replaced = self.text or self._replaced
         self.text, self._sent, self._shows_text = "", 0, False
         self._reason = self._told(reason)
@@ -83,9 +82,9 @@ class Bubble:
         await self.finish(text_of(self.answer.shown))
 
     async def stop(self) -> None:
-        """What was written stays, with the time that it took."""
+        """What was written stays, with the time that it took; a draft that was to be replaced stays dimmed."""
         self._end({"stopped": True, "answer": self.text})
-        await self.finish(f"{self.text}\n\n*{self._told(say('chat.stopped'))}*".strip())
+        await self.finish(f"{self.text or self._quoted}\n\n*{self._told(say('chat.stopped'))}*".strip())
 
     async def fail(self, error: RagError) -> None:
         text = self._told(error.told)
@@ -99,9 +98,7 @@ class Bubble:
         self.answer.shown = shown
 
     async def finish(self, content: str) -> None:
-        for task in (self._pump, self._clock):
-            await self._stop(task)
-        self._pump = self._clock = None
+        await self._stop_all()
         self.message.content = content
         self.message.metadata = self.answer.turn
         receipt: Any = cl.CustomElement(name="Receipt", props=self._props(self.answer), display="inline")
@@ -118,17 +115,20 @@ class Bubble:
             return True
         return len(self.text) > HELD_CHARS or _SENTENCE.search(self.text) is not None
 
+    @property
+    def _quoted(self) -> str:
+        """The draft that is to be replaced. Markdown shows a quote apart, and public/small-first.css dims it."""
+        return "\n".join(f"> {row}" for row in self._replaced.strip().split("\n")) if self._replaced else ""
+
     async def _tick(self) -> None:
         while True:
             self._news.clear()
             seconds = int(self.trace.now_ms() / 1000)
             line = " · ".join(filter(None, (self._reason, self._phase)))
-            line = self._told(say("chat.phase", what=line, seconds=seconds)) if seconds else f"{line} …"
-            # Chainlit's Markdown shows a quote apart, and public/small-first.css dims it.
-            quoted = "\n".join(f"> {row}" for row in self._replaced.strip().split("\n"))
-            await self.message.stream_token(
-                f"{quoted}\n\n*{line}*" if self._replaced else f"*{line}*", is_sequence=True
-            )
+            line = self._told(say("chat.phase", what=line, seconds=seconds)) if seconds else line
+            # Chainlit adds a cursor, which ends no emphasis that follows a full stop or an ellipsis.
+            line = f"*{line}*" if seconds else f"*{line}* …"
+            await self.message.stream_token(f"{self._quoted}\n\n{line}".strip(), is_sequence=True)
             # A new phase is shown at once; the same one once a second.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
@@ -147,6 +147,12 @@ class Bubble:
             # The longer the answer, the more each batch costs the browser.
             await asyncio.sleep(self._flush_s * (1 + len(self.text) / 4000))
         self._pump = None
+
+    async def _stop_all(self) -> None:
+        # The first one may be about to end the second.
+        for task in (self._pump, self._clock):
+            await self._stop(task)
+        self._pump = self._clock = None
 
     @staticmethod
     async def _stop(task: "asyncio.Task[None] | None") -> None:

@@ -1,4 +1,4 @@
-"""What can be done about an answer, in a real browser before a scripted model: thumbs, and asking the larger model."""
+"""Asking the larger model by hand, in a real browser before a scripted model; the other buttons are in test_receipt.py."""
 
 import re
 
@@ -11,31 +11,6 @@ QUESTION = "What is the largest file that I can drop into a chat?"
 GOOD = "The largest file is 10 MB."
 SILENT = "Which zebra file won the Uruguayan regatta?"
 LARGER = re.compile("^Ask the larger model")
-
-
-def test_a_thumb_is_kept_and_shown_until_the_other_takes_its_place(
-    browser: Browser, scripted_url: str, scripted: ScriptedServer
-) -> None:
-    scripted.script = lambda model, _: GOOD
-    with tab(browser, scripted_url) as chat:
-        chat.ask(QUESTION)
-        up, down = (chat.page.get_by_role("button", name=name, exact=True) for name in ("Good answer", "Bad answer"))
-        up.click()
-        expect(up).to_have_attribute("aria-pressed", "true")
-        down.focus()
-        chat.page.keyboard.press("Enter")
-        expect(down).to_have_attribute("aria-pressed", "true")
-        expect(up).to_have_attribute("aria-pressed", "false")
-        word = chat.page.get_by_role("textbox", name="Why?")
-        word.fill("It is 20 MB.")
-        word.press("Enter")
-        chat.page.reload()
-        expect(down).to_have_attribute("aria-pressed", "true")
-        expect(
-            chat.page.get_by_text("It is 20 MB.").or_(chat.page.locator("input[value='It is 20 MB.']"))
-        ).to_be_visible()
-        down.click()
-        expect(down).to_have_attribute("aria-pressed", "false")
 
 
 def test_the_larger_model_writes_a_second_answer(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:

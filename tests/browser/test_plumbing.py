@@ -121,6 +121,26 @@ def test_stop_ends_the_answer_and_the_models_work(
         assert GOOD.rstrip(".") in chat.ask(QUESTION)["answer"], "the conversation goes on after a stop"
 
 
+def test_a_stop_before_the_larger_models_first_sentence_leaves_the_draft_as_it_was_shown(
+    browser: Browser, scripted_url: str, scripted: ScriptedServer
+) -> None:
+    asked = threading.Event()
+    scripted.script = lambda model, _: "It is 999 MB." if model == "small" else asked.wait(60) and None
+    scripted.reset()
+    try:
+        with tab(browser, scripted_url) as chat:
+            chat.send(QUESTION)
+            dimmed = chat.page.locator("[data-step-type=assistant_message] blockquote")
+            expect(dimmed).to_have_text("It is 999 MB.")
+            chat.page.locator("#stop-button").click()
+            expect(chat.page.get_by_text("Stopped.", exact=True)).to_be_visible()
+            expect(dimmed).to_have_text("It is 999 MB.")
+            asked.set()
+            assert scripted.hung_up.wait(HANG_UP_LIMIT_S), "the model went on"
+    finally:
+        asked.set()
+
+
 def test_stop_also_stops_an_edited_message(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
     scripted.script = lambda model, question: None if "smallest" in question else GOOD
     with tab(browser, scripted_url) as chat:

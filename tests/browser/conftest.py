@@ -61,6 +61,8 @@ class Chat:
 
     def send(self, text: str) -> None:
         self.page.locator("#chat-input").fill(text)
+        # What is typed while a file is on its way is not sent.
+        expect(self.page.locator("#chat-submit")).to_be_enabled()
         self.page.keyboard.press("Enter")
 
     def attach(self, path: Path) -> None:

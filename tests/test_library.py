@@ -7,13 +7,15 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rag.corpus.engines import SMALL, stored_engine
 from rag.corpus.library import Attachments, Library
+from rag.corpus.reader import Reader, ReadingFailed
 from rag.errors import DocumentError, RagError, UserError
 from rag.settings import Settings
 
@@ -424,3 +426,27 @@ async def test_a_reading_that_is_stopped_attaches_nothing(library: Library) -> N
 
 def test_time_is_told_for_each_document(library: Library) -> None:
     assert all(report.duration_ms > 0 for report in library.reports)
+
+
+def test_a_document_whose_reading_failed_by_our_fault_is_tried_again_by_the_next_process(tmp_path: Path) -> None:
+    """As when the program is replaced while it runs: what cannot be read today may be read tomorrow, unchanged."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a.md").write_text("The zeppelin flies.")
+    settings = Settings(_env_file=None, docs=docs, cache_dir=tmp_path / "cache")  # type: ignore[call-arg]
+
+    class Failing(Reader):
+        def read(self, file: object, source: str) -> Any:
+            raise ReadingFailed(f"{source} ended the process that read it.")
+
+    with closing(Library(settings)) as library:
+        library._reader.close()
+        library._reader = Failing(passage_chars=700)
+        assert library.update() == ["a.md"]
+        assert library.reports[0].error is not None
+        assert library.update() == [], "in this process it would fail once more"
+    with closing(Library(settings)) as library:
+        assert library.update() == ["a.md"]
+        assert library.reports[0].error is None
+        assert len(library.index) == 1
+        assert library.update() == []

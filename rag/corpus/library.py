@@ -25,7 +25,7 @@ from rag.corpus import analysis, documents
 from rag.corpus.documents import PICTURES, SUFFIXES, Ingest, Passage
 from rag.corpus.engines import engine, stored_engine
 from rag.corpus.index import BM25Index, Engine, SmallEngine
-from rag.corpus.reader import Reader, ReadingStopped, contents
+from rag.corpus.reader import Reader, ReadingFailed, ReadingStopped, contents
 from rag.corpus.store import File, Store
 from rag.errors import DocumentError, RagError, UserError
 from rag.settings import Settings
@@ -40,6 +40,8 @@ BURST_MS = 50
 LOOK_EVERY_S = 30
 # While many documents are read, those that are done can be asked about after this long.
 PUBLISH_EVERY_S = 5
+# The time of a file that is to be read again.
+NEVER_NS = -1
 ABANDONED_S = 30 * 24 * 3600
 
 
@@ -95,6 +97,7 @@ class Library:
             log.warning("The index of %s was torn or made by another version; the documents are read anew.", folder)
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._failed: dict[str, tuple[int, int]] = {}
         self._listeners: list[Callable[[], None]] = []
         self._generation = -1
         self._engine: Engine = SmallEngine(())
@@ -169,8 +172,9 @@ class Library:
         changed = [
             source
             for source, status in found.items()
-            if (file := known.get(source)) is None or (file.size, file.mtime_ns) != (status.st_size, status.st_mtime_ns)
+            if (file := known.get(source)) is None or (file.size, file.mtime_ns) != _state_of(status)
         ]
+        changed = [source for source in changed if self._failed.get(source) != _state_of(found[source])]
         yield from self._rename(changed, gone, found)
         if gone:
             self._store.remove(file.number for file in gone.values())
@@ -246,6 +250,11 @@ class Library:
             if not os.path.lexists(self._root / source):
                 return  # it has vanished: the next look forgets it
             report = Ingest(source, error=str(error))
+            if isinstance(error, ReadingFailed):
+                # Not for good: once in each process, as its fault may have been this one's.
+                self._failed[source] = _state_of(status)
+                self._store.replace(source, status.st_size, NEVER_NS, "", report, ())
+                return
         self._store.replace(source, status.st_size, status.st_mtime_ns, digest, report, passages)
 
     def _show(self) -> None:
@@ -419,6 +428,11 @@ class Attachments:
 
     def _rank(self) -> None:
         self._engine = engine([p for _, passages in self._documents.values() for p in passages])
+
+
+def _state_of(status: os.stat_result) -> tuple[int, int]:
+    """By which a changed file is known: size and time."""
+    return status.st_size, status.st_mtime_ns
 
 
 def new_reader(settings: Settings) -> Reader:

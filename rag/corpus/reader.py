@@ -48,6 +48,10 @@ class ReadingStopped(DocumentError):
     """`stop` or `close` was called; it says nothing about the file."""
 
 
+class ReadingFailed(DocumentError):
+    """The process that read it ended, or met a fault of ours: another one, another day, may read it."""
+
+
 class Reader:
     """Reads one file after another, from any thread. The worker starts with the first and ends when idle.
 
@@ -145,6 +149,7 @@ class Reader:
                 self._give_back(worker)
             if "bug" in reply:
                 log.error("Reading %s failed:\n%s", shown(source), reply["bug"])
+                raise ReadingFailed(_said(reply))
             if reply.get("error") is not None:
                 raise DocumentError(_said(reply))
             return reply, (time.perf_counter() - began) * 1000
@@ -221,7 +226,7 @@ class Reader:
         if re.search("out of memory|memory allocation|bad_alloc|MemoryError", said, re.IGNORECASE):
             return DocumentError(_needs_memory(source, self.memory_mb))  # C libraries give up without asking Python
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        return DocumentError(
+        return ReadingFailed(
             f"{name} ended the process that read it ({how}): it is damaged, or needs more memory than this machine has."
             " Save it again, or split it."
         )

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from babel import Locale, UnknownLocaleError
-
 from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
 from rag.models.backend import Message
@@ -231,6 +229,8 @@ def _said(exchange: Exchange, checks: bool) -> str:
 
 def name_of(language: str) -> str:
     """A language's name in English, from its tag; the tag itself if nobody knows it."""
+    from babel import Locale, UnknownLocaleError
+
     try:
         return Locale.parse(language, sep="-").get_display_name("en") or language
     except (ValueError, UnknownLocaleError):

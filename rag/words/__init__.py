@@ -16,10 +16,10 @@ import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from babel import Locale
-from babel.numbers import format_decimal
+if TYPE_CHECKING:
+    from babel import Locale
 
 log = logging.getLogger("smallfirst.words")
 
@@ -160,6 +160,8 @@ def _value(name: str, values: Mapping[str, object], key: str, language: str) -> 
     if isinstance(value, str):
         return str(told(value, language))
     if isinstance(value, int | float):
+        from babel.numbers import format_decimal  # only a text with a number in it is worth its memory
+
         return format_decimal(value, locale=_locale(language))
     return str(value)
 
@@ -178,7 +180,9 @@ def _texts(language: str, section: str) -> dict[str, Text]:
 
 
 @cache
-def _locale(language: str) -> Locale:
+def _locale(language: str) -> "Locale":
+    from babel import Locale
+
     return Locale.parse(language, sep="-")
 
 

@@ -25,6 +25,8 @@ from rag.trace import Trace
 Message = dict[str, str]
 TOP_LOGPROBS = 5
 HERE = "on this machine"
+PROGRESS_FROM_CHARS = 1500
+"""A shorter prompt is read at once, and each word on its progress costs the first token a millisecond."""
 KEEPALIVE_S = 2.0
 """Servers close a connection that was idle, after 5 s most of them (llama.cpp, uvicorn). A request that goes out at that
 moment is lost, so ours are given up well before."""
@@ -286,7 +288,7 @@ class Backend:
         }
         if self._ask_logprobs:
             wanted |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        if self._cores is not None:
+        if self._cores is not None and sum(len(one["content"]) for one in messages) >= PROGRESS_FROM_CHARS:
             # llama.cpp's own; other servers may refuse what they do not know.
             wanted["return_progress"] = True
         reset = _on_sent.set(on_sent)

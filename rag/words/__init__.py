@@ -141,13 +141,20 @@ def _form(text: Text, values: Mapping[str, object], key: str, language: str) -> 
     if isinstance(text, str):
         return text
     count = values.get("count")
-    form = _locale(language).plural_form(count) if isinstance(count, int | float) else None
+    form = _plural(count, language) if isinstance(count, int | float) else None
     if form in text:
         return text[form]
     if strict:
         raise KeyError(f"{key!r} has no text in {language} for count={count!r}.")
     _report(key, language)
     return list(text.values())[-1]
+
+
+def _plural(count: float, language: str) -> str:
+    """CLDR's name of the form; the English rule needs no Babel."""
+    if language == "en" and isinstance(count, int):
+        return "one" if count == 1 else "other"
+    return _locale(language).plural_form(count)
 
 
 def _value(name: str, values: Mapping[str, object], key: str, language: str) -> str:
@@ -159,8 +166,10 @@ def _value(name: str, values: Mapping[str, object], key: str, language: str) -> 
     value = values[name]
     if isinstance(value, str):
         return str(told(value, language))
+    if isinstance(value, int) and language == "en":
+        return f"{value:,}"  # every turn says some numbers in English, and to ask Babel would be most of their cost
     if isinstance(value, int | float):
-        from babel.numbers import format_decimal  # only a text with a number in it is worth its memory
+        from babel.numbers import format_decimal
 
         return format_decimal(value, locale=_locale(language))
     return str(value)

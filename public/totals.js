@@ -8,6 +8,7 @@ import { t } from "./words.js";
 import { address, energy, isNumber, money, number, percent, time } from "./figures.js";
 import { drawing, element, icon, put } from "./nodes.js";
 import { drawer } from "./shelf.js";
+import { spentWords } from "./turns.js";
 
 const SHOWN = 40; // turns in the picture, the newest
 const HEIGHT = 96;
@@ -46,12 +47,9 @@ function rows() {
     totals.refused > 0 && [t("page.totals_refused"), number(totals.refused)],
     totals.stopped > 0 && [t("page.totals_stopped"), number(totals.stopped)],
     totals.failed > 0 && [t("page.totals_failed"), number(totals.failed)],
-    [
+    (totals.input_tokens || totals.output_tokens) && [
       t("page.totals_tokens"),
-      t(totals.at_least ? "page.tokens_in_out_at_least" : "page.tokens_in_out", {
-        count: totals.input_tokens || 0,
-        output: totals.output_tokens || 0,
-      }),
+      spentWords({ count: totals.input_tokens, output: totals.output_tokens || 0 }, totals.at_least),
     ],
     [t("page.totals_time"), time(totals.time_ms)],
     isNumber(totals.ttft_ms_median) && [t("page.totals_first_token"), time(totals.ttft_ms_median)],

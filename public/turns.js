@@ -58,6 +58,12 @@ function cost(turn) {
   return bill.cost > 0 ? money(bill.cost, bill.currency || "") : null;
 }
 
+/** Of drafts that were all given up, no server said what it had read. */
+export function spentWords({ count, output }, atLeast) {
+  if (!count) return t("page.tokens_out_at_least", { count: output });
+  return t(atLeast ? "page.tokens_in_out_at_least" : "page.tokens_in_out", { count, output });
+}
+
 /** The one line under an answer, in its parts. */
 export function summary(turn) {
   const trace = turn.trace || {};
@@ -70,7 +76,7 @@ export function summary(turn) {
     turn.escalated && t(short ? "page.short_kept" : "page.escalated"),
     isNumber(trace.ttft_ms) && t("page.first_token_after", { time: time(trace.ttft_ms) }),
     trace.total_ms > 0 && t("page.total", { time: time(trace.total_ms) }),
-    spent && t((turn.bill || {}).at_least ? "page.tokens_in_out_at_least" : "page.tokens_in_out", spent),
+    spent && spentWords(spent, (turn.bill || {}).at_least),
     speed > 0 && t("page.speed", { n: number(speed, speed < 10 ? 1 : 0) }),
     cost(turn),
     left(turn) && t("page.sent_to", { host: left(turn) }),

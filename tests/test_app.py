@@ -228,6 +228,7 @@ async def test_a_conversation_is_found_again_by_its_thread(url: str, scripted: S
     async with connected(url) as before:
         await before.attach(url, "manual.md", MANUAL)
         await before.ask(OILED)
+        await until(lambda: bool(before.receipts))
         shown = list(before.receipts.values())
     async with connected(url, thread_id=before.thread_id) as after:
         await until(lambda: bool(after.threads))

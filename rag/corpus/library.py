@@ -172,9 +172,9 @@ class Library:
         changed = [
             source
             for source, status in found.items()
-            if (file := known.get(source)) is None or (file.size, file.mtime_ns) != _state_of(status)
+            if ((file := known.get(source)) is None or (file.size, file.mtime_ns) != _state_of(status))
+            and self._failed.get(source) != _state_of(status)
         ]
-        changed = [source for source in changed if self._failed.get(source) != _state_of(found[source])]
         yield from self._rename(changed, gone, found)
         if gone:
             self._store.remove(file.number for file in gone.values())

@@ -65,8 +65,8 @@ class Bill:
     energy_j: float | None
     """Estimate, joules: watts x seconds in which a model computed here. None where `watts` is 0.
 
-    Neither a server that the user named nor the loading of a model is counted: the first draws power elsewhere, as far
-    as we know, and the second serves later turns too.
+    Neither a server on another machine nor the loading of a model is counted: the first draws its power elsewhere, and
+    the second serves later turns too.
     """
     watts: float
     """Assumed by the user, not measured."""
@@ -87,7 +87,7 @@ class Bill:
 
 
 def bill(drafts: Sequence[Draft], trace: Trace, settings: Settings, *, remote: Collection[str] = ()) -> Bill:
-    """What a turn used, as far as it got; the last draft is the one that answers. `remote` are the legs elsewhere."""
+    """What a turn used, as far as it got; the last draft answers. `remote` are the legs on other machines."""
     lost = _without_draft(drafts, trace)
     read = [draft.usage.input_tokens if draft.usage else None for draft in drafts]
     written = [_written(draft) for draft in drafts]

@@ -23,7 +23,8 @@ from rag import __version__, terminal
 from rag.corpus.library import Library
 from rag.errors import RagError, UserError
 from rag.lab.labels import FILE, Labels
-from rag.models.legs import Legs
+from rag.models.backend import Message
+from rag.models.legs import LegName, Legs
 from rag.serve import api, exports, history, login, sources, status, words
 from rag.serve.answer import Answer, text_of
 from rag.serve.bubble import Bubble
@@ -34,7 +35,7 @@ from rag.serve.reading import Reading, tell_documents
 from rag.serve.totals import totals
 from rag.settings import Mode, Settings, app_home
 from rag.telemetry import Telemetry
-from rag.turn import calibration, cascade
+from rag.turn import calibration, cascade, prompt
 from rag.turn.session import Session
 from rag.words import language_of, say, told
 
@@ -119,12 +120,20 @@ async def start() -> None:
     async def show() -> None:
         await terminal.show_starting(legs.slm)
         await terminal.show_starting(legs.llm)
+        for leg in (legs.slm, legs.llm):
+            if leg.note:
+                terminal.notices.print(leg.note, markup=False)
+
+    def opening(leg: LegName, examples: bool) -> list[Message]:
+        large = leg == "llm"
+        language = settings.answer_language
+        return prompt.opening(large=large, examples=examples, checks=large and settings.check, language=language)
 
     # The first look at the folder must not be over before somebody waits for its end.
     keep(asyncio.create_task(print_documents()))
     following.append(asyncio.create_task(library.watch()))
     keep(asyncio.create_task(show()))
-    keep(asyncio.create_task(legs.start(pull_llm=settings.pull_llm)))
+    keep(asyncio.create_task(legs.start(pull_llm=settings.pull_llm, opening=opening)))
 
 
 async def print_documents() -> None:
@@ -419,6 +428,8 @@ async def run_turn(
                     bubble.say(detail)
                 case cascade.Token(text=text):
                     bubble.add(text)
+                case cascade.Retracted():
+                    await bubble.take_back()
                 case cascade.Escalating(reason=reason, leg=leg):
                     await bubble.start_over(say(ESCALATING[leg], reason=reason))
                 case cascade.Failed(error=error):

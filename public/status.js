@@ -9,19 +9,21 @@ import "./turns.js";
 import "./passages.js";
 import "./documents.js";
 import "./totals.js";
+import { showHealth } from "./models.js";
 import { t } from "./words.js";
 import { address, number } from "./figures.js";
 import { button, element, put } from "./nodes.js";
 
 const BUSY_MS = 1000; // while a model is on its way, or documents are read
-const CALM_MS = 30_000; // when there is nothing to wait for
+const CALM_MS = 5000; // when there is nothing to wait for: a server that died should show
 const BUSY = ["fetching", "verifying", "loading"];
-const READY = ["ready", "remote"];
+const READY = ["ready", "resting", "remote"];
 const FAILURES_SHOWN = 3; // one lost request is no news
 
 // --- what is told ----------------------------------------------------------------------------------------------------
 // Status: {slm: Model, llm: Model, documents: {files, passages, reading: null or {done, total, words}}}
-// Model: {name, state: absent|fetching|verifying|loading|ready|failed|remote, done_bytes, total_bytes, detail}
+// Model: {name, runs_on, where, state: absent|fetching|verifying|loading|ready|resting|failed|remote, done_bytes,
+// total_bytes, detail}. "resting": unloaded to save memory; "remote": a server that is not ours, also of this machine.
 // Told: {before, amount, after, share (0 to 1, or null), kind}; the amount stands between the other two.
 
 const GAP = "\u0000";
@@ -132,6 +134,7 @@ async function ask() {
     if (!answer.ok) throw new Error(String(answer.status));
     const status = await answer.json();
     failures = 0;
+    showHealth(status);
     const read = reading(status.documents);
     showModels(models(status));
     showReading(read);
@@ -141,6 +144,7 @@ async function ask() {
   } catch {
     failures += 1;
     if (failures >= FAILURES_SHOWN) {
+      showHealth(null);
       showReading(null);
       showModels({ before: t("page.not_reachable"), amount: "", after: "", share: null, kind: "failed" });
       pause = 5 * BUSY_MS;

@@ -33,6 +33,12 @@ export const leg = (name) => (name === "slm" || name === "llm" ? t(`page.leg_${n
 
 const model = (turn, name) => (list(turn.drafts).find((draft) => draft.leg === name) || {}).model;
 
+/** The model and what runs it, as in "phi-4-mini (Foundry Local, CPU)"; turns of older versions do not tell the latter. */
+function served(turn, name) {
+  const { model: written, runs_on: where } = list(turn.drafts).find((draft) => draft.leg === name) || {};
+  return written && where ? `${written} (${where})` : written;
+}
+
 export const left = (turn) => (turn.where && turn.where !== HERE ? turn.where : null);
 
 // --- the line --------------------------------------------------------------------------------------------------------
@@ -240,7 +246,7 @@ export function ledgers(turn) {
       );
       return {
         leg: name,
-        title: [leg(name), model(turn, name)].filter(Boolean).join(": "),
+        title: [leg(name), served(turn, name)].filter(Boolean).join(": "),
         share: window ? Math.min(1, read / window) : null,
         passages: window ? Math.min(1, (entry.evidence_tokens_estimated || 0) / window) : null,
         told: t(key, told),

@@ -65,11 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("query", metavar="QUERY")
     search.add_argument("--top-k", type=int, metavar="N", help="passages to show (RAG_TOP_K)")
 
-    models = command("models", _models, "list or fetch the models that run here")
+    models = command("models", _models, "the models that run here and on servers of this machine")
     actions = models.add_subparsers(required=True, metavar="ACTION", dest="action")
-    actions.add_parser("list", help="names, sizes, and which are here", parents=[as_json])
+    actions.add_parser("list", help="which there are, and what is known of each", parents=[as_json])
     pull = actions.add_parser("pull", help="fetch and verify one model")
     pull.add_argument("name", metavar="NAME")
+    probe = actions.add_parser("probe", help="try what a model server can do, and remember it", parents=[as_json])
+    probe.add_argument("url", metavar="URL", help="its address, as in http://127.0.0.1:11434/v1")
+    probe.add_argument("--model", metavar="NAME", help="one of its models; all that are loaded if none is named")
+    actions.add_parser("build", help="compile llama.cpp for this processor: faster, once, a few minutes")
+
+    doctor = command("doctor", _doctor, "look at everything that the chat needs, and say what to do", as_json)
+    doctor.add_argument("--port", type=int, default=8000, metavar="P", help="port of the chat (default: %(default)s)")
+    doctor.add_argument("--deep", action="store_true", help="also hash the model files and try each model server")
 
     labels = command("labels", _labels, "show what was said of answers in the chat, or delete it", as_json)
     labels.add_argument("--clear", action="store_true", help="delete all of it")
@@ -117,7 +125,12 @@ def _parser() -> argparse.ArgumentParser:
         goals.add_argument(name, type=float, metavar="SHARE", help=help)
 
     bench = command("bench", _bench, "measure this product's own share of a turn, its size, start and memory", as_json)
-    bench.add_argument("--rounds", type=int, default=20, metavar="N", help="pairs of requests (default: %(default)s)")
+    bench.add_argument("--rounds", type=int, metavar="N", help="pairs of requests (default: 20), or timings (3)")
+    bench.add_argument(
+        "--backend",
+        choices=("all", "embedded", "native", "foundry", "servers"),
+        help="instead: tokens a second of each model on each runtime",
+    )
     return parser
 
 
@@ -187,6 +200,9 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
                         sys.stdout.write(text)
                         sys.stdout.flush()
                         shown = True
+                    case cascade.Retracted() if shown:
+                        sys.stdout.write("\n")
+                        terminal.notices.print("That was thought aloud; the answer follows.", markup=False)
                     case cascade.Escalating(reason=reason):
                         if shown:
                             sys.stdout.write("\n")
@@ -256,30 +272,76 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    from rag import terminal
-    from rag.models import weights
+    from rag import inventory, terminal
+    from rag.models import native, weights
 
     settings = Settings.load()
-    if arguments.action == "pull":
-        chosen = weights.find(arguments.name)
-        path = terminal.pull(chosen, settings)
-        terminal.out.print(str(path))
-        return
-    rows: list[dict[str, Any]] = [
-        {
-            "name": entry.name,
-            "size_bytes": entry.size_bytes,
-            "license": entry.license,
-            "installed": weights.installed(entry, settings.cache_dir) is not None,
-        }
-        for entry in weights.CATALOGUE.values()
-    ]
+    match arguments.action:
+        case "pull":
+            path = terminal.pull(weights.find(arguments.name), settings)
+            terminal.out.print(str(path))
+        case "build":
+            with terminal.counting() as count:
+                path = native.build(
+                    settings.cache_dir, lambda made: count(f"{made.phase} {made.note}".strip(), made.done, made.total)
+                )
+            terminal.out.print(f"Models that run here use it from the next start: {path}")
+        case "probe":
+            asyncio.run(_probe(arguments, settings))
+        case "list":
+            taken = asyncio.run(inventory.take(settings))
+            if arguments.json:
+                print(json.dumps(taken.to_dict(), ensure_ascii=False))
+            else:
+                inventory.show(taken)
+
+
+async def _probe(arguments: argparse.Namespace, settings: Settings) -> None:
+    from rag import terminal
+    from rag.models import capabilities, discovery, names
+
+    key = settings.key_for(arguments.url)
+    server = await discovery.identify(arguments.url, found_by="the command line", api_key=key)
+    if arguments.model is not None:
+        offered = names.resolve(arguments.model, server.models)
+        if offered is None and server.models:
+            raise names.unknown(arguments.model, [server])
+        ids = [offered.id if offered else arguments.model]
+    else:
+        ids = [one.id for one in server.models if one.loaded is not False]
+    if not ids:
+        why = server.problem or "none is loaded; name one with --model"
+        raise UserError(f"No model to try at {server.base_url}: {why.rstrip('.')}.")
+    tried = capabilities.Tried(settings.cache_dir)
+    windows = {one.id: one.context_tokens for one in server.models}
+    seen = {}
+    for model in ids:
+        terminal.notices.print(f"Trying {model} at {server.base_url}", markup=False)
+        seen[model] = await capabilities.probe(
+            server.base_url,
+            model,
+            api_key=key,
+            timeout_s=settings.first_token_timeout_s,
+            context_tokens=windows.get(model),
+            tell=lambda words: terminal.notices.print(f"  {words}", markup=False),
+        )
+        tried.put(server.base_url, model, server.version, seen[model])
     if arguments.json:
-        print(json.dumps({"models": rows}))
+        print(json.dumps({"server": server.to_dict(), "capabilities": {m: c.to_dict() for m, c in seen.items()}}))
         return
-    for row in rows:
-        here = "here" if row["installed"] else "not fetched"
-        terminal.out.print(f"{row['name']:<22}{row['size_bytes'] / 1e6:>8,.0f} MB  {row['license']}  {here}")
+    for model, found in seen.items():
+        capabilities.show(model, found)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rag import doctor
+
+    findings = asyncio.run(doctor.examine(Settings.load(), port=arguments.port, deep=arguments.deep))
+    if arguments.json:
+        print(json.dumps(doctor.to_dict(findings), ensure_ascii=False))
+    else:
+        doctor.show(findings)
+    return int(any(finding.status == "bad" for finding in findings))
 
 
 def _labels(arguments: argparse.Namespace) -> None:
@@ -417,9 +479,18 @@ async def _calibrate_pair(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from rag.lab import bench
+    from rag.lab import bench, speed
 
-    report = asyncio.run(bench.run(Settings.load(), rounds=arguments.rounds))
+    settings = Settings.load()
+    if arguments.backend is not None:
+        rounds = 3 if arguments.rounds is None else arguments.rounds
+        speeds = asyncio.run(speed.measure(settings, arguments.backend, rounds))
+        if arguments.json:
+            print(json.dumps(speed.report(speeds, rounds)))
+        else:
+            speed.show(speeds, rounds)
+        return
+    report = asyncio.run(bench.run(settings, rounds=20 if arguments.rounds is None else arguments.rounds))
     if arguments.json:
         print(json.dumps(report.to_dict()))
     else:

@@ -8,6 +8,8 @@
         ├── ModelUnreachable    nothing listens there, or it stopped listening
         ├── ModelTimeout        it listens and does not answer in time
         ├── ModelRefused        it answered with an error status, or an error inside a stream
+        │   ├── ModelUnknown        it has no model of that name
+        │   └── PromptTooLong       what it was sent does not fit its window
         ├── ModelBroke          the stream ended before the answer did
         └── ModelSilent         it answered, with nothing
 
@@ -55,6 +57,14 @@ class ModelRefused(ModelError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ModelUnknown(ModelRefused):
+    """The server has no model of that name."""
+
+
+class PromptTooLong(ModelRefused):
+    """Prompt and answer together do not fit the model's window."""
 
 
 class ModelBroke(ModelError):

@@ -89,10 +89,29 @@ class Settings(BaseSettings):
         " (elsewhere that is no), allow, or never",
     )
 
+    foundry_endpoint: str | None = Field(
+        None,
+        validation_alias="FOUNDRY_LOCAL_ENDPOINT",
+        description="address of Foundry Local's service, where its command does not tell it",
+    )
+    discover: bool = Field(
+        True, description="look for model servers on this machine (Foundry Local, llama.cpp, Ollama, LM Studio, vLLM)"
+    )
+    probe: bool = Field(
+        True, description="try once what a model server on this machine can do, and remember it with its version"
+    )
+
     context_tokens: int = Field(4096, ge=512, le=131072, description="context window of a model run here, tokens")
     evidence_tokens: int = Field(1200, ge=64, le=65536, description="most tokens of passages put before a model")
     history_turns: int = Field(3, ge=0, le=20, description="earlier turns that a model sees")
     threads: int = Field(0, ge=0, le=256, description="threads of a model run here; 0: one for each physical core")
+    llama_server: Path | None = Field(
+        None, description="a llama-server program to run models with; empty: the one of `smallfirst models build`, or ours"
+    )
+    tune: bool = Field(True, description="measure at the first start how many threads and which batch suit this machine")
+    idle_unload_s: float = Field(
+        1800, ge=0, description="a model run here that nobody asked for so long gives its memory back, seconds; 0: never"
+    )
     prompt_cache_mb: int = Field(64, ge=0, le=65536, description="most memory of a model server's prompt cache, MB")
 
     top_k: int = Field(6, ge=1, le=50, description="passages kept from a search")
@@ -127,6 +146,9 @@ class Settings(BaseSettings):
     connect_timeout_s: float = Field(5, gt=0, description="longest wait for a connection to a model server, seconds")
     first_token_timeout_s: float = Field(180, gt=0, description="longest wait for a model's first token, seconds")
     stall_timeout_s: float = Field(60, gt=0, description="longest pause inside an answer, seconds")
+    retry_after_s: float = Field(
+        10, ge=0, description="longest wait that a busy model server may ask for before it is asked again, seconds"
+    )
     disconnect_grace_s: float = Field(
         10, ge=0, description="how long a turn goes on after its browser tab has gone, seconds"
     )
@@ -179,6 +201,14 @@ class Settings(BaseSettings):
 
     upload_mb: int = Field(10, ge=1, le=500, description="largest uploaded file, MB")
     session_uploads: int = Field(20, ge=1, le=500, description="most uploaded files in one conversation")
+
+    def key_for(self, url: str) -> str | None:
+        """The key that goes with that address, if the settings name both; a key is sent nowhere else."""
+        for leg in ("slm", "llm"):
+            address, key = getattr(self, f"{leg}_base_url"), getattr(self, f"{leg}_api_key")
+            if key and address and address.rstrip("/").removesuffix("/v1") == url.rstrip("/").removesuffix("/v1"):
+                return str(key.get_secret_value())
+        return None
 
     @classmethod
     def load(cls, **overrides: object) -> "Settings":

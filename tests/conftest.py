@@ -40,6 +40,9 @@ words.strict = True
 # The developer's own settings must not decide what the tests see; child processes inherit this too.
 for name in [name for name in os.environ if name.startswith(("RAG_", "CHAINLIT_"))]:
     del os.environ[name]
+os.environ.pop("FOUNDRY_LOCAL_ENDPOINT", None)
+# Nor must servers that happen to run on the developer's machine; and nobody waits here for what suits it best.
+os.environ.update(RAG_DISCOVER="false", RAG_TUNE="false")
 
 
 async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:

@@ -10,6 +10,7 @@ import cog
 
 from rag.cli import command_help
 from rag.corpus.formats import KINDS
+from rag.doctor import CHECKS
 from rag.models.weights import CATALOGUE
 from rag.settings import Settings
 
@@ -42,6 +43,22 @@ def models() -> None:
     )
 
 
+def speed() -> None:
+    report = json.loads((ROOT / "benchmarks" / "speed.json").read_text(encoding="utf-8"))
+    _table(
+        ("model", "runtime", "reads, tokens/s", "writes, tokens/s"),
+        *(
+            (one["model"], one["runtime"], f"{one['prefill_tokens_per_s']:,.0f}", f"{one['decode_tokens_per_s']:,.0f}")
+            for one in report["backends"]
+        ),
+    )
+    machine = report["machine"]
+    cog.outl(
+        f"\n`smallfirst bench --backend all`: prompts of about {report['backends'][0]['input_tokens']:,} tokens that no cache"
+        f" holds, medians of {report['rounds']}. {machine['system']}, {machine['cores']} cores."
+    )
+
+
 def settings() -> None:
     def default(name: str, value: object) -> str:
         if name == "docs":
@@ -63,6 +80,13 @@ def settings() -> None:
             )
             for name, field in fields.items()
         ),
+    )
+
+
+def troubleshooting() -> None:
+    _table(
+        ("what you see", "what it means", "what to do", "line of the doctor"),
+        *((trouble.seen, trouble.means, trouble.mend, check.title) for check in CHECKS for trouble in check.troubles),
     )
 
 

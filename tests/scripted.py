@@ -34,6 +34,7 @@ class Reply:
 class ScriptedBackend:
     where = "on this machine"
     context_tokens: int | None = 4096
+    runs_on = "a script"
 
     def __init__(self, leg: str, replies: Sequence[Reply | str]) -> None:
         self.leg = leg

@@ -11,7 +11,7 @@ import pytest
 
 from rag.errors import ModelBroke, ModelError, ModelRefused, ModelSilent, ModelTimeout, ModelUnreachable
 from rag.models.backend import Backend, Delta, Draft, Limits, Usage, Waiting
-from rag.models.runtime import Cores
+from rag.models.cores import Cores
 from rag.trace import Trace
 
 Answer = Callable[[asyncio.StreamWriter, dict[str, Any]], Awaitable[None]]

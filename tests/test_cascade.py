@@ -454,7 +454,7 @@ async def test_the_turn_carries_the_contract(session: Session, settings: Setting
         "trace",
     } <= set(turn)
     assert set(turn["verdict"]) == {"score", "threshold", "accepted", "reason", "signals"}
-    assert set(turn["drafts"][0]) == {"leg", "model", "text", "usage", "finish_reason"}
+    assert set(turn["drafts"][0]) == {"leg", "model", "text", "usage", "finish_reason", "runs_on"}
     assert set(turn["hits"][0]) == {"source", "page", "heading", "start", "end", "score", "text"}
     assert set(turn["trace"]) == {"spans", "total_ms", "ttft_ms"}
     spans = [(span["name"], span["leg"]) for span in turn["trace"]["spans"]]

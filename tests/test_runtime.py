@@ -21,7 +21,9 @@ import pytest_asyncio
 from platformdirs import user_cache_path
 
 from rag.errors import ModelUnreachable, WeightsError
-from rag.models.runtime import Cores, EmbeddedServer
+from rag.models import runtime
+from rag.models.cores import Cores
+from rag.models.runtime import EmbeddedServer
 from rag.models.weights import find, installed, pull
 
 # Generous: only a hang reaches it, also on a machine that has much else to do.
@@ -84,7 +86,9 @@ async def gone(pid: int) -> None:
 
 
 def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children() if "rag.models.runtime" in child.cmdline()}
+    """Those that serve a model, with xllamacpp or with a program."""
+    ours = {"rag.models.runtime", "--ctx-size"}
+    return {child.pid for child in psutil.Process().children(recursive=True) if ours & set(child.cmdline())}
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +209,9 @@ from pathlib import Path
 from rag.models.runtime import EmbeddedServer
 
 async def main() -> None:
-    server = EmbeddedServer("small", Path(sys.argv[1]), context_tokens=512)
+    program = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    server = EmbeddedServer("small", Path(sys.argv[1]), context_tokens=512, program=program)
+    server.stays = "stay" in sys.argv
     starting = asyncio.create_task(server.start())
     while server.pid is None:
         await asyncio.sleep(0)
@@ -218,13 +224,11 @@ asyncio.run(main())
 """
 
 
-@posix_only
-@pytest.mark.parametrize("when", ["loading", "serving"])
-async def test_child_ends_with_a_parent_that_was_killed(model: Path, tmp_path: Path, when: str) -> None:
+async def parent_dies(tmp_path: Path, when: str, *arguments: str) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     parent = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(script), str(model)),
+        *(sys.executable, str(script), *arguments),
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": ROOT},
     )
@@ -233,10 +237,17 @@ async def test_child_ends_with_a_parent_that_was_killed(model: Path, tmp_path: P
         pid = int(await parent.stdout.readline())
         if when == "serving":
             assert await parent.stdout.readline() == b"ready\n"
-    assert psutil.pid_exists(pid)
+    family = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     parent.kill()
     await parent.wait()
-    await gone(pid)
+    for member in family:
+        await gone(member)
+
+
+@posix_only
+@pytest.mark.parametrize("when", ["loading", "serving"])
+async def test_child_ends_with_a_parent_that_was_killed(model: Path, tmp_path: Path, when: str) -> None:
+    await parent_dies(tmp_path, when, str(model))
 
 
 async def test_file_that_is_no_gguf_is_explained_in_llama_cpps_words(tmp_path: Path) -> None:
@@ -270,6 +281,192 @@ async def test_server_that_was_never_started_says_so(model: Path) -> None:
     server = EmbeddedServer("small", model, context_tokens=512)
     with pytest.raises(ModelUnreachable, match="has not been started"):
         await server.wait_ready()
+
+
+# with a llama-server
+
+STAND_IN = """#!PYTHON -IS
+import http.server, json, os, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = {"/health": {"status": "ok"}, "/asked": {"arguments": sys.argv[1:], "environment": dict(os.environ)}}
+        body = json.dumps(known.get(self.path)).encode()
+        self.send_response(200 if self.path in known else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+given = dict(zip(sys.argv[1:], sys.argv[2:]))
+print("a word on stdout" * 20000, flush=True)
+http.server.HTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
+"""
+
+
+def executable(path: Path, text: str) -> Path:
+    path.write_text(text.replace("PYTHON", sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """Starts, listens and is healthy like a llama-server; knows no model."""
+    return executable(tmp_path / "llama-server", STAND_IN)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file that nobody reads."""
+    path = tmp_path / "small.gguf"
+    path.write_bytes(b"GGUF")
+    return path
+
+
+@pytest_asyncio.fixture(params=["becomes", "stays"])
+async def run_by_program(
+    request: pytest.FixtureRequest, stand_in: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[EmbeddedServer]:
+    """On Linux the child becomes the program, elsewhere it stays beside it; there is no reason not to try both here."""
+    monkeypatch.setenv("LLAMA_ARG_TOOLS", "all")
+    monkeypatch.setenv("AIP_MODE", "PREDICTION")
+    if request.param == "becomes" and sys.platform != "linux":
+        pytest.skip("only on Linux does the child become the program")
+    server = EmbeddedServer(
+        "small", weights, context_tokens=512, batch_tokens=128, prompt_cache_mb=32, program=stand_in
+    )
+    server.stays = request.param == "stays"
+    async with asyncio.timeout(PATIENCE_S):
+        await server.start()
+    yield server
+    await server.stop()
+
+
+async def asked(server: EmbeddedServer) -> dict[str, Any]:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        response = await client.get(f"{server.base_url.removesuffix('/v1')}/asked")
+        told: dict[str, Any] = response.json()
+        return told
+
+
+def program_of(server: EmbeddedServer) -> psutil.Process:
+    child = psutil.Process(server.pid)
+    return next(iter(child.children()), child) if server.stays else child
+
+
+@posix_only
+async def test_program_is_given_the_key_in_secret_and_nothing_of_the_users_environment(
+    run_by_program: EmbeddedServer,
+) -> None:
+    told = await asked(run_by_program)
+    given = dict(zip(told["arguments"], told["arguments"][1:], strict=False))
+    assert given["--host"] == "127.0.0.1"
+    assert (given["--ctx-size"], given["--batch-size"], given["--cache-ram"]) == ("512", "128", "30")
+    assert not any(run_by_program.api_key in argument for argument in told["arguments"])
+    assert told["environment"]["LLAMA_API_KEY"] == run_by_program.api_key
+    assert not {"LLAMA_ARG_TOOLS", "AIP_MODE"} & told["environment"].keys()
+
+
+@posix_only
+async def test_program_that_dies_is_started_again(run_by_program: EmbeddedServer) -> None:
+    program_of(run_by_program).kill()
+    await until(lambda: not run_by_program.ready.is_set())
+    await run_by_program.wait_ready()
+    assert run_by_program.restarts == 1
+    assert (await asked(run_by_program))["arguments"]
+
+
+@posix_only
+async def test_program_does_not_outlive_the_child_beside_it(run_by_program: EmbeddedServer) -> None:
+    program = program_of(run_by_program)
+    psutil.Process(run_by_program.pid).kill()
+    await gone(program.pid)
+    await run_by_program.wait_ready()
+
+
+@posix_only
+async def test_frozen_program_is_stopped(run_by_program: EmbeddedServer) -> None:
+    program = program_of(run_by_program)
+    program.suspend()
+    await run_by_program.stop()
+    await gone(program.pid)
+
+
+@posix_only
+@pytest.mark.parametrize("mode", ["becomes", "stays"])
+@pytest.mark.parametrize("when", ["loading", "serving"])
+async def test_program_ends_with_a_parent_that_was_killed(
+    stand_in: Path, weights: Path, tmp_path: Path, when: str, mode: str
+) -> None:
+    if mode == "becomes" and sys.platform != "linux":
+        pytest.skip("only on Linux does the child become the program")
+    await parent_dies(tmp_path, when, str(weights), str(stand_in), *(["stay"] if mode == "stays" else []))
+
+
+@posix_only
+async def test_program_that_a_script_starts_is_stopped_with_it(stand_in: Path, weights: Path, tmp_path: Path) -> None:
+    script = executable(tmp_path / "script", f'#!/bin/sh\n{stand_in} "$@"\nexit 0\n')
+    server = EmbeddedServer("small", weights, context_tokens=512, program=script)
+    async with asyncio.timeout(PATIENCE_S):
+        await server.start()
+    family = [server.pid, *(child.pid for child in psutil.Process(server.pid).children(recursive=True))]
+    assert len(family) >= 2
+    await server.stop()
+    for member in family:
+        assert member is not None
+        await gone(member)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("#!/bin/sh\nexit 0\n", r"the process ended with status 0\."),
+        (
+            "#!/bin/sh\necho 'error: invalid argument: --cache-ram' >&2\nexit 1\n",
+            r"it does not know the option --cache-ram, so it is too old or no llama-server\.",
+        ),
+        ('#!/bin/sh\nexec cat "$@"\n', r"it does not know the option --model, so it is too old or no llama-server\."),
+        ("#!/bin/sh\nkill -ILL $$\n", r"SIGILL; the processor lacks an instruction that this program uses\."),
+        (
+            "#!/bin/sh\necho hello\necho 'error while loading shared libraries: libmissing.so'; echo bye; exit 127\n",
+            r"error while loading shared libraries: libmissing\.so\.",
+        ),
+        ("no program at all", r"Exec format error\."),
+        (STAND_IN.replace("/health", "/elsewhere"), r"answers /health with status 404, as no llama-server does\."),
+    ],
+)
+async def test_what_is_no_llama_server_is_told_with_the_remedy(
+    tmp_path: Path, weights: Path, text: str, reason: str
+) -> None:
+    program = executable(tmp_path / "program", text)
+    server = EmbeddedServer("small", weights, context_tokens=512, program=program)
+    with pytest.raises(ModelUnreachable, match=rf"with .*program cannot be started: .*{reason} Set RAG_LLAMA_SERVER"):
+        await server.start()
+    assert server.pid is None
+
+
+@posix_only
+async def test_program_that_never_listens_is_given_up(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "LISTEN_LIMIT_S", 0.5)
+    program = executable(tmp_path / "program", "#!/bin/sh\nexec sleep 1000\n")
+    server = EmbeddedServer("small", weights, context_tokens=512, program=program)
+    with pytest.raises(ModelUnreachable, match=r"it did not listen on a port within 0\.5 seconds"):
+        await server.start()
+    assert server.pid is None
+
+
+async def test_missing_program_and_one_that_may_not_be_run_are_named(tmp_path: Path, weights: Path) -> None:
+    server = EmbeddedServer("small", weights, context_tokens=512, program=tmp_path / "absent")
+    with pytest.raises(ModelUnreachable, match=r"with .*absent cannot be started: there is no such program\."):
+        await server.start()
+    if os.name == "posix":
+        (tmp_path / "text").write_text("hello")
+        server = EmbeddedServer("small", weights, context_tokens=512, program=tmp_path / "text")
+        with pytest.raises(ModelUnreachable, match=r"with .*text cannot be started: that file may not be executed\."):
+            await server.start()
 
 
 # under use

@@ -174,7 +174,7 @@ async def _chat() -> AsyncIterator[tuple[str, psutil.Process, float]]:
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         env={
             **os.environ, "RAG_PULL_LLM": "false", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_DATA_DIR": data,
-            "RAG_LOGIN": "auto",
+            "RAG_LOGIN": "auto", "RAG_TUNE": "false",
         },
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"

@@ -110,6 +110,7 @@ class _RecordedBackend:
         self.model = leg.model
         self.where = leg.where
         self.context_tokens = leg.context_tokens
+        self.runs_on = leg.runs_on
         self._real = leg
         self._recordings = recordings
         self._calls = calls

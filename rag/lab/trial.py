@@ -102,6 +102,7 @@ async def rig(dataset: Dataset, settings: Settings) -> AsyncIterator[Rig]:
     recordings = Recordings(settings.cache_dir / "recordings.sqlite")
     legs = Legs(settings)
     try:
+        await legs.located()  # a report names models as their servers do
         async with answers.opened(dataset, settings) as library:
             yield Rig(library, legs, settings, recordings)
     finally:

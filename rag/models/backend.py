@@ -2,58 +2,69 @@
 
 Knows one server and one model; knows nothing of questions, passages or of whether an answer is good. Whoever consumes
 the stream may stop at any time: closing it closes the HTTP stream, which is how these servers learn to stop computing.
+
+Each request ends as a whole answer or as one `ModelError`, and every wait in it has a limit. What the model thinks
+before it answers is told as `Thinking` and is no part of the answer. What a server refuses is not sent to it: its
+`Capabilities` say so, or its first refusal teaches it.
 """
 
 import asyncio
 import ipaddress
-import json
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import httpx2
 import openai
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from rag.errors import ModelBroke, ModelError, ModelRefused, ModelSilent, ModelTimeout, ModelUnreachable
-from rag.models.runtime import Cores
-from rag.trace import Trace
+from rag.errors import (
+    ModelBroke,
+    ModelError,
+    ModelRefused,
+    ModelSilent,
+    ModelTimeout,
+    ModelUnknown,
+    ModelUnreachable,
+    PromptTooLong,
+)
+from rag.models import wire
+from rag.models.answer import TOP_LOGPROBS as TOP_LOGPROBS
+from rag.models.answer import Answer
+from rag.models.answer import Delta as Delta
+from rag.models.answer import Token as Token
+from rag.models.answer import Usage as Usage
+from rag.models.capabilities import Capabilities
+from rag.models.cores import Cores
+from rag.models.thinking import Splitter
+from rag.trace import Span, Trace
 
 Message = dict[str, str]
-TOP_LOGPROBS = 5
+Kind = TypeVar("Kind", bound=ModelError)
 HERE = "on this machine"
 PROGRESS_FROM_CHARS = 1500
 """A shorter prompt is read at once, and each word on its progress costs the first token a millisecond."""
 KEEPALIVE_S = 2.0
 """Servers close a connection that was idle, after 5 s most of them (llama.cpp, uvicorn). A request that goes out at that
 moment is lost, so ours are given up well before."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token as the server reported it."""
-
-    text: str
-    logprob: float
-    """Natural logarithm of its probability, at most 0."""
-    top: tuple[float, ...] = ()
-    """Logprobs of the most probable tokens in its place, best first, at most `TOP_LOGPROBS`."""
-    top_texts: tuple[str, ...] = ()
-    """Those tokens."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens read and written, as the server counted them."""
-
-    input_tokens: int
-    output_tokens: int
-
-    def to_dict(self) -> dict[str, int]:
-        return {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
+# How often it is told that a model still thinks.
+THINKING_EVERY_S = 1.0
+# How long a server that has said why it stopped may take to say how many tokens that were.
+TAIL_S = 2.0
+# What comes after the last event is read, so that the connection can be used again; not if it takes long.
+DRAIN_S = 0.2
+# A server that loads its model and does not say for how long is asked again after this.
+LOADING_S = 0.5
+# Optional fields that a server may mean when it refuses a request without saying why, the likeliest first.
+SUSPECTS = ("return_progress", "logprobs", "stream_options")
+SENT_HEADERS = frozenset(
+    b"host authorization content-type content-length accept accept-encoding user-agent connection".split()
+)
+"""The client also sends what it finds in the environment (an organization, headers of the user's) and what machine this
+is; none of that is a model server's business."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,12 @@ class Draft:
     model: str
     text: str
     tokens: tuple[Token, ...] = ()
-    """Empty where the server gives no logprobs."""
+    """All of its text; empty where the server gives no logprobs, or not for each token."""
     usage: Usage | None = None
     finish_reason: str | None = None
-    """`stop`, `length`, or None when the answer was cut off by us."""
+    """`stop`, `length`, `content_filter`, or None when the answer was cut off by us."""
+    runs_on: str = ""
+    """What ran the model, for a person: `llama.cpp`, or `Foundry Local, CPU`."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -76,6 +89,7 @@ class Draft:
             "text": self.text,
             "usage": self.usage.to_dict() if self.usage else None,
             "finish_reason": self.finish_reason,
+            "runs_on": self.runs_on,
         }
 
 
@@ -84,14 +98,8 @@ class Waiting:
     """The model computes for somebody else; `ahead` others come first."""
 
     ahead: int
-
-
-@dataclass(frozen=True)
-class Delta:
-    """Text as it comes, and the tokens that the server reported with it."""
-
-    text: str
-    tokens: tuple[Token, ...] = ()
+    again_s: float | None = None
+    """The server asked to be asked again after so long; how many others there are it did not say."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,15 @@ class Reading:
     share: float
 
 
-Piece = Waiting | Reading | Delta | Draft
+@dataclass(frozen=True)
+class Thinking:
+    """The model thinks before it answers; told when it begins, then about once a second."""
+
+    retract: bool = False
+    """The text so far was thought, too, and is no part of the answer. Known only now: the prompt had opened the thought."""
+
+
+Piece = Waiting | Reading | Thinking | Delta | Draft
 
 
 class ChatBackend(Protocol):
@@ -113,13 +129,16 @@ class ChatBackend(Protocol):
     """Where the text goes: `on this machine`, or the server's host."""
     context_tokens: int | None
     """The window if known, prompt and answer together."""
+    runs_on: str
+    """What runs the model, for a person; "" where nobody told."""
 
     def stream(
         self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
     ) -> AsyncGenerator[Piece, None]:
-        """Any number of `Waiting` and `Reading`, a `Delta` for each piece of text, then one `Draft`. Raises ModelError.
+        """Any number of `Waiting`, `Reading` and `Thinking`, a `Delta` for each piece of text, then one `Draft`.
 
-        Spans `queue`, `request` (until the request is sent), `first_token` and `completion` go into the trace.
+        Raises ModelError. Spans `queue`, `request` (until the request is sent), `first_token`, `thinking` and
+        `completion` go into the trace.
         """
         ...
 
@@ -130,6 +149,7 @@ class Limits:
 
     connect_s: float = 5
     first_token_s: float = 180
+    """From the request to the first sign of an answer, and between two words on how far the prompt is read."""
     stall_s: float = 60
 
 
@@ -138,6 +158,7 @@ _on_sent: ContextVar[Callable[[], None] | None] = ContextVar("on_sent", default=
 
 
 async def _report_sent(request: httpx2.Request) -> None:
+    request.headers = httpx2.Headers([pair for pair in request.headers.raw if pair[0].lower() in SENT_HEADERS])
     callback = _on_sent.get()
 
     async def trace(event: str, info: dict[str, Any]) -> None:
@@ -145,6 +166,54 @@ async def _report_sent(request: httpx2.Request) -> None:
             callback()
 
     request.extensions = {**request.extensions, "trace": trace}
+
+
+async def _limit(response: httpx2.Response) -> None:
+    """What the client reads whole must end."""
+    if response.status_code != 200 or response.request.method == "GET":
+        assert isinstance(response.stream, httpx2.AsyncByteStream), "an async client streams"
+        response.stream = _Limited(response.stream)
+
+
+class _Limited(httpx2.AsyncByteStream):
+    """The beginning of a body."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = wire.LARGEST_BYTES
+        async for chunk in self._stream:
+            yield chunk
+            left -= len(chunk)
+            if left <= 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@dataclass
+class _Asked:
+    """One question to the server, however many requests it takes."""
+
+    messages: list[Message]
+    max_tokens: int
+    temperature: float
+    left_s: float
+    """How long may still be waited for the first sign of an answer."""
+    on_sent: Callable[[], None]
+    resolved: bool = False
+    came_back: int = 0
+    waited_s: float = 0
+
+
+class _ComeBack(Exception):
+    """The server wants to be asked again after a while."""
+
+    def __init__(self, after_s: float) -> None:
+        super().__init__(after_s)
+        self.after_s = after_s
 
 
 class Backend:
@@ -161,30 +230,54 @@ class Backend:
         cores: Cores | None = None,
         context_tokens: int | None = None,
         limits: Limits | None = None,
+        capabilities: Capabilities | None = None,
+        runs_on: str = "",
+        resolve: Callable[[], Awaitable[str]] | None = None,
+        retry_after_s: float = 10,
     ) -> None:
-        """`cores` is given when the server computes on this machine's cores: then one model computes at a time."""
+        """`cores` is given when the server computes on this machine's cores: then one model computes at a time.
+
+        `resolve` is asked once for each question whose model the server does not have; it gives the id to use from then
+        on. `retry_after_s` is the longest that a busy server may ask to be left alone before it is asked again.
+        """
         self.leg = leg
         self.model = model
         self.base_url = base_url
-        self.where = where or (httpx2.URL(base_url).host or base_url)
+        url = httpx2.URL(base_url)
+        self.where = where or url.host or base_url
         self.context_tokens = context_tokens
+        self.capabilities = capabilities
+        self.runs_on = runs_on
+        self.streaming = 0
+        """How many questions it is answering now."""
         self._cores = cores
         self._limits = limits or Limits()
-        self._ask_logprobs = True
+        self._resolve = resolve
+        self._retry_after_s = retry_after_s
+        self._key = wire.Secret(api_key)
+        # What stands before the host, or after the path, may be a secret.
+        self._address = str(url.copy_with(userinfo=b"", query=None, fragment=None))
+        self._refused: set[str] = set()
+        """Fields that it was seen to refuse, beside those that `capabilities` names."""
+        self._opened = False
+        """Its prompts end with the mark that opens a thought."""
+        self._closed = False
         limit = self._limits
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
             # The client insists on a key; local servers ignore it.
-            api_key=api_key or "none",
+            api_key=self._key.reveal() or "none",
             # A silent retry would hide a failing server and spoil the first-token time.
             max_retries=0,
-            # The waits for tokens are limited in `_next`; these guard the connection.
+            # The waits for tokens are limited in `_read`; these guard the connection.
             timeout=httpx2.Timeout(None, connect=limit.connect_s, write=limit.stall_s, pool=limit.connect_s),
             http_client=openai.DefaultAsyncHttpxClient(
-                event_hooks={"request": [_report_sent]},
+                event_hooks={"request": [_report_sent], "response": [_limit]},
                 limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
                 # A proxy named in the environment must never see a request to this machine.
                 trust_env=not is_loopback(base_url),
+                # Neither text nor key may go where a server points.
+                follow_redirects=False,
             ),
         )
 
@@ -192,172 +285,364 @@ class Backend:
         """Open the connection, and load what the client loads late: the first question need not. Raises ModelError."""
         with self._translated():
             async with asyncio.timeout(self._limits.stall_s):
-                await self._client.models.list()
+                try:
+                    await self._client.get("/models", cast_to=httpx2.Response)
+                except openai.APIStatusError as error:
+                    # A server need not list its models.
+                    if error.status_code not in (404, 405, 501):
+                        raise
 
     async def close(self) -> None:
+        self._closed = True
         await self._client.close()
 
     async def stream(
         self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
     ) -> AsyncGenerator[Piece, None]:
-        async with AsyncExitStack() as held:
-            if self._cores is not None:
-                queue = trace.open("queue", self.leg)
-                try:
-                    async with aclosing(_claim(self._cores, held)) as places:
-                        async for ahead in places:
-                            yield Waiting(ahead)
-                finally:
-                    trace.close(queue)
-            async with aclosing(self._pieces(messages, max_tokens, trace, temperature)) as pieces:
-                async for piece in pieces:
-                    yield piece
+        self.streaming += 1
+        try:
+            async with AsyncExitStack() as held:
+                if self._cores is not None:
+                    queue = trace.open("queue", self.leg)
+                    try:
+                        async with aclosing(_claim(self._cores, held)) as places:
+                            async for ahead in places:
+                                yield Waiting(ahead)
+                    finally:
+                        trace.close(queue)
+                async with aclosing(self._pieces(messages, max_tokens, trace, temperature)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+        finally:
+            self.streaming -= 1
 
     async def _pieces(
         self, messages: list[Message], max_tokens: int, trace: Trace, temperature: float
-    ) -> AsyncGenerator[Reading | Delta | Draft, None]:
-        request = trace.open("request", self.leg)
-        first = completion = None
-        text: list[str] = []
-        tokens: list[Token] = []
-        usage: Usage | None = None
-        finish_reason: str | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        spans: dict[str, Span] = {}
+
+        def begin(name: str) -> None:
+            end()
+            spans[name] = trace.open(name, self.leg)
+
+        def end() -> None:
+            for span in spans.values():
+                trace.close(span)
+
+        answer = Answer(max_tokens, Splitter(opened=self._opened))
+        asked = _Asked(messages, max_tokens, temperature, self._limits.first_token_s, end)
+        told_at = -math.inf
         try:
             with self._translated():
-                stream = await self._open(messages, max_tokens, temperature, lambda: trace.close(request))
-                trace.close(request)
-                first = trace.open("first_token", self.leg)
+                if self._closed:
+                    raise self._error(ModelUnreachable, f"{self._who} is not connected any more. Ask again.")
+                while True:
+                    begin("request")
+                    try:
+                        response = await self._open(asked)
+                        break
+                    except _ComeBack as later:
+                        begin("queue")
+                        yield Waiting(1, later.after_s)
+                        await asyncio.sleep(later.after_s)
+                begin("first_token")
                 # The server may hold its headers back until the first token; the wait began when the request was sent.
-                first.start_ms = request.end_ms or first.start_ms
-                async with stream:
-                    iterator = aiter(stream)
-                    while (chunk := await self._next(iterator, bool(text))) is not None:
-                        if (read := _read_share(chunk)) is not None:
-                            yield Reading(read)
-                        if chunk.usage is not None:
-                            usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-                        if not chunk.choices:
-                            continue
-                        choice = chunk.choices[0]
-                        finish_reason = choice.finish_reason or finish_reason
-                        new: tuple[Token, ...] = ()
-                        if choice.logprobs is not None:
-                            new = tuple(
-                                Token(
-                                    entry.token,
-                                    min(0.0, entry.logprob),
-                                    tuple(top.logprob for top in entry.top_logprobs or ()),
-                                    tuple(top.token for top in entry.top_logprobs or ()),
-                                )
-                                for entry in choice.logprobs.content or ()
-                                if math.isfinite(entry.logprob)
-                            )
-                            tokens.extend(new)
-                        if choice.delta is not None and isinstance(choice.delta.content, str) and choice.delta.content:
-                            if completion is None:
-                                trace.close(first)
-                                completion = trace.open("completion", self.leg)
-                            text.append(choice.delta.content)
-                            yield Delta(choice.delta.content, new)
-            if finish_reason is None:
-                raise ModelBroke(f"{self.model} ({self.where}) stopped in the middle of its answer. Ask again.")
-            if not "".join(text).strip():
-                raise ModelSilent(f"{self.model} ({self.where}) returned an empty answer. Ask again or in other words.")
+                spans["first_token"].start_ms = spans["request"].end_ms or spans["first_token"].start_ms
+                try:
+                    async with aclosing(self._read(response, answer, asked.left_s)) as pieces:
+                        async for piece in pieces:
+                            if isinstance(piece, Thinking):
+                                if piece.retract and "completion" in spans:
+                                    spans["thinking"] = spans.pop("completion")
+                                    spans["thinking"].name = "thinking"
+                                elif "thinking" not in spans and "completion" not in spans:
+                                    begin("thinking")
+                                now = asyncio.get_running_loop().time()
+                                if now - told_at < THINKING_EVERY_S and not piece.retract:
+                                    continue
+                                told_at = now
+                            elif isinstance(piece, Delta) and "completion" not in spans:
+                                begin("completion")
+                            yield piece
+                finally:
+                    await response.aclose()
+                draft = self._draft(answer)
         finally:
-            for span in (request, first, completion):
-                if span is not None:
-                    trace.close(span)
-        yield Draft(self.leg, self.model, "".join(text), tuple(tokens), usage, finish_reason)
+            end()
+        yield draft
 
-    async def _open(
-        self,
-        messages: list[Message],
-        max_tokens: int,
-        temperature: float,
-        on_sent: Callable[[], None],
-        *,
-        again: bool = False,
-    ) -> "openai.AsyncStream[ChatCompletionChunk]":
-        wanted: dict[str, Any] = {
-            "model": self.model,
-            "messages": messages,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if self._ask_logprobs:
-            wanted |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        if self._cores is not None and sum(len(one["content"]) for one in messages) >= PROGRESS_FROM_CHARS:
-            # llama.cpp's own; other servers may refuse what they do not know.
+    async def _read(
+        self, response: httpx2.Response, answer: Answer, left_s: float
+    ) -> AsyncGenerator[Reading | Thinking | Delta, None]:
+        """What the response holds, until the answer is whole or nothing more comes."""
+        if "html" in response.headers.get("content-type", ""):
+            raise wire.NotACompletion(response.headers["content-type"])
+        events = wire.Events()
+        clock = asyncio.get_running_loop().time
+        chunks = response.aiter_bytes()
+        share = -1.0
+        ended = False
+        while not ended and not events.done and not answer.endless:
+            began = clock()
+            try:
+                # Comments and empty events are no news: only what is news gives the server more time.
+                async with asyncio.timeout(left_s):
+                    data = await anext(chunks, None)
+                came = events.end() if data is None else events.feed(data)
+            except (TimeoutError, httpx2.HTTPError, wire.NotACompletion):
+                if answer.finish_reason is None:
+                    raise
+                break  # the answer is whole; only its tail is missing
+            left_s -= clock() - began
+            ended = data is None
+            for event in came:
+                if (event.get("error") or event.get("object") == "error") and answer.finish_reason is None:
+                    raise self._failed(wire.fault(event))
+                if (read := wire.usage(event)) is not None:
+                    answer.usage = Usage(*read)
+                if (read_share := wire.progress(event)) is not None:
+                    if read_share > share:
+                        share, left_s = read_share, self._limits.first_token_s
+                    yield Reading(read_share)
+                if (one := wire.choice(event)) is None:
+                    continue
+                delta = answer.take(one)
+                if answer.news:
+                    left_s = self._limits.stall_s
+                if answer.thinking:
+                    yield Thinking(retract=answer.retracted)
+                if delta is not None:
+                    yield delta
+                if answer.finish_reason is not None:
+                    left_s = min(left_s, TAIL_S)
+                if answer.endless:
+                    break
+        if (delta := answer.end()) is not None:
+            yield delta
+        if answer.endless:
+            return
+        if events.began and not answer.begun and answer.usage is None:
+            raise wire.NotACompletion("it has no choices")
+        if answer.finish_reason is None and events.done:
+            # Some servers only say that they are done.
+            full = answer.usage is not None and answer.usage.output_tokens >= answer.max_tokens
+            answer.finish_reason = "length" if full else "stop"
+        if events.done:
+            with suppress(TimeoutError, httpx2.HTTPError):
+                async with asyncio.timeout(DRAIN_S):
+                    async for _ in chunks:
+                        pass
+
+    def _draft(self, answer: Answer) -> Draft:
+        """The whole answer. Raises ModelBroke, ModelSilent or PromptTooLong where there is none."""
+        self._opened = self._opened or answer.opened
+        who, reason, usage = f"{self.model} ({self.where})", answer.finish_reason, answer.usage
+        if reason is None or reason == "error":
+            raise self._error(ModelBroke, f"{who} stopped in the middle of its answer. Ask again.")
+        text = "".join(answer.text)
+        if text.strip():
+            reason = "stop" if reason == "tool_calls" else reason
+            return Draft(self.leg, self.model, text, answer.covering(text), usage, reason, self.runs_on)
+        if usage is not None and self.context_tokens is not None and usage.input_tokens >= self.context_tokens:
+            raise self._too_long(usage.input_tokens, self.context_tokens)
+        limit = f"RAG_{self.leg.upper()}_MAX_TOKENS"
+        if answer.thought:
+            wrote = f"used up its {answer.max_tokens} tokens" if reason == "length" else "stopped"
+            raise self._error(
+                ModelSilent,
+                f"{who} {wrote} while it was thinking and wrote no answer."
+                f" Raise {limit}, or choose a model that does not think.",
+            )
+        if reason == "content_filter":
+            raise self._error(ModelSilent, f"{who} has a filter that withheld the answer. Ask in other words.")
+        if reason == "tool_calls":
+            raise self._error(ModelSilent, f"{who} asked for a tool instead of answering. Ask in other words.")
+        raise self._error(ModelSilent, f"{who} returned an empty answer. Ask again or in other words.")
+
+    # The request
+
+    async def _open(self, asked: _Asked) -> httpx2.Response:
+        """The response to that question, whose body has still to be read. What the server refuses is left out."""
+        named: set[str] = set()
+        suspected: list[str] = []
+        vague: openai.APIStatusError | None = None
+        again = False
+        while True:
+            wanted = self._wanted(asked, self._refused.union(named, suspected))
+            try:
+                response = await self._send(wanted, asked)
+            except openai.APIStatusError as caught:
+                error = caught
+            except openai.APIConnectionError as caught:
+                # A kept connection that the server gave up just as it was used again. Nothing was answered on it, so
+                # asking once more on another one hides no failure: a server that is gone refuses that one.
+                if again or not isinstance(caught.__cause__, httpx2.RemoteProtocolError):
+                    raise
+                again = True
+                continue
+            else:
+                # Of the suspects the last was guilty; the others may have been left out for nothing.
+                self._refused.update(named, suspected[-1:])
+                return response
+            # Out of the handler: what is raised from here on drags no server's words along.
+            fault = _fault(error)
+            if fault.too_long and error.status_code != 429:
+                raise self._too_long(fault.needed_tokens, fault.window_tokens, error.status_code)
+            if pause_s := self._pause_s(error, fault, asked):
+                asked.came_back += 1
+                asked.waited_s += pause_s
+                raise _ComeBack(pause_s)
+            if self._knows_no_model(error, fault) and self._resolve is not None and not asked.resolved:
+                asked.resolved = True
+                await self._look_up(asked)
+            elif more := self._named(error, fault, wanted):
+                named |= more
+            elif (
+                error.status_code in (400, 422)
+                and not self._knows_no_model(error, fault)
+                and (suspects := [one for one in SUSPECTS if one in wanted])
+            ):
+                vague = vague or error
+                suspected.append(suspects[0])
+            else:
+                raise vague or error
+
+    def _wanted(self, asked: _Asked, refused: set[str]) -> dict[str, Any]:
+        known = self.capabilities
+        out = refused | known.refuses if known is not None else refused
+        wanted: dict[str, Any] = {"model": self.model, "messages": asked.messages, "stream": "stream" not in out}
+        lengths = wire.LENGTHS if known is None or known.length_field == wire.LENGTHS[0] else wire.LENGTHS[::-1]
+        if length := next((one for one in lengths if one not in out), None):
+            wanted[length] = asked.max_tokens
+        if "temperature" not in out:
+            # Not left to the server: some take chances where nothing is said (Foundry Local).
+            wanted["temperature"] = asked.temperature
+        if wanted["stream"] and "stream_options" not in out:
+            wanted["stream_options"] = {"include_usage": True}
+        if "logprobs" not in out and (known is None or known.logprobs is not False):
+            wanted["logprobs"] = True
+            if "top_logprobs" not in out:
+                wanted["top_logprobs"] = TOP_LOGPROBS
+        # llama.cpp's own; other servers may refuse what they do not know.
+        progress = self._cores is not None if known is None else bool(known.prompt_progress)
+        if progress and wanted["stream"] and "return_progress" not in out and _is_long(asked.messages):
             wanted["return_progress"] = True
-        reset = _on_sent.set(on_sent)
+        return wanted
+
+    async def _send(self, wanted: dict[str, Any], asked: _Asked) -> httpx2.Response:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        reset = _on_sent.set(asked.on_sent)
         try:
-            async with asyncio.timeout(self._limits.first_token_s):
+            async with asyncio.timeout(asked.left_s):
                 # Not `chat.completions.create`: it walks every message to translate Python names, which costs more
-                # than everything else that is ours before the request is sent.
-                return await self._client.post(
+                # than everything else that is ours before the request is sent. Nor its stream, which makes a pydantic
+                # model of each event and cannot tell an answer that ended from one that broke off.
+                response = await self._client.post(
                     "/chat/completions",
                     body=wanted,
-                    cast_to=ChatCompletion,
+                    cast_to=httpx2.Response,
                     stream=True,
-                    stream_cls=openai.AsyncStream[ChatCompletionChunk],
+                    stream_cls=openai.AsyncStream[Any],
                 )
-        except openai.BadRequestError as error:
-            if not (self._ask_logprobs and "logprob" in str(error).lower()):
-                raise
-            # This server refuses them: remember, and judge its answers without.
-            self._ask_logprobs = False
-        except openai.APIConnectionError as error:
-            # A kept connection that the server gave up just as it was used again. Nothing was answered on it, so asking
-            # once more on another one hides no failure: a server that is gone refuses that one.
-            if again or not isinstance(error.__cause__, httpx2.RemoteProtocolError):
-                raise
-            again = True
+        except UnicodeEncodeError as error:
+            raise self._error(
+                ModelRefused,
+                f"The key for {self._who} cannot be sent. Set RAG_{self.leg.upper()}_API_KEY to a valid one.",
+            ) from error
         finally:
             _on_sent.reset(reset)
-        return await self._open(messages, max_tokens, temperature, on_sent, again=again)
+            asked.left_s -= clock() - began
+        assert isinstance(response, httpx2.Response), "asked for in place of a stream"
+        return response
 
-    async def _next(self, chunks: AsyncIterator[ChatCompletionChunk], begun: bool) -> ChatCompletionChunk | None:
-        limit = self._limits.stall_s if begun else self._limits.first_token_s
-        async with asyncio.timeout(limit):
-            return await anext(chunks, None)
+    def _pause_s(self, error: openai.APIStatusError, fault: wire.Fault, asked: _Asked) -> float | None:
+        """How long to leave a busy server alone before it is asked again; None: it is not."""
+        told_s = wire.retry_after_s(error.response.headers)
+        loading = error.status_code == 503 and fault.loading
+        if error.status_code not in (429, 503) or (told_s is None and not loading) or (asked.came_back and not loading):
+            return None
+        pause_s = max(LOADING_S if told_s is None else told_s, 0.01)
+        return pause_s if asked.waited_s + pause_s <= self._retry_after_s else None
+
+    def _knows_no_model(self, error: openai.APIStatusError, fault: wire.Fault) -> bool:
+        if error.status_code == 404:
+            return fault.about_model or not fault.about_path
+        return error.status_code == 400 and fault.about_model and not fault.fields
+
+    async def _look_up(self, asked: _Asked) -> None:
+        """The server does not have the model under that id: what is it called there now?"""
+        assert self._resolve is not None
+        async with asyncio.timeout(max(asked.left_s, 0)):
+            model = await self._resolve()
+        if not model or model == self.model:
+            raise self._error(ModelUnknown, self._no_model(404), 404)
+        self.model = model
+
+    def _named(self, error: openai.APIStatusError, fault: wire.Fault, wanted: dict[str, Any]) -> set[str]:
+        """Fields of the request that the server named in its refusal, and that it can be asked without."""
+        if error.status_code not in (400, 403, 422, 500, 501):
+            return set()
+        named = fault.fields & set(wanted)
+        if _VALUE.search(fault.text):
+            # It takes the field, and wants another number.
+            named -= set(wire.LENGTHS)
+        if "stream" in named and not _NO_STREAM.search(fault.text):
+            named -= {"stream"}
+        return set(named)
+
+    # Errors
+
+    @property
+    def _who(self) -> str:
+        if self._cores is not None:
+            return f"{self.model} ({HERE})"
+        return f"{self.model} at {self._address}"
+
+    def _error(self, kind: type[Kind], text: str, *more: object) -> Kind:
+        """Servers repeat what they were sent; the key must not travel on. Nor in what an error was raised from."""
+        return kind(self._key.removed(text), *more)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         """Every error of the client and its HTTP library becomes one of ours."""
-        who = f"{self.model} ({HERE})" if self._cores is not None else f"{self.model} at {self.base_url}"
+        who, leg = self._who, self.leg.upper()
         try:
             yield
         except ModelError:
             raise
         except (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException) as error:
-            if isinstance(error.__cause__, httpx2.ConnectTimeout) or isinstance(error, httpx2.ConnectTimeout):
-                raise ModelUnreachable(
-                    f"No connection to {who} within {self._limits.connect_s:g} s. {self._mend}"
+            if isinstance(_cause(error), httpx2.ConnectTimeout | httpx2.PoolTimeout):
+                raise self._error(
+                    ModelUnreachable, f"No connection to {who} within {self._limits.connect_s:g} s. {self._mend}"
                 ) from error
-            raise ModelTimeout(
+            raise self._error(
+                ModelTimeout,
                 f"{who} did not answer in time (first token {self._limits.first_token_s:g} s, pause"
-                f" {self._limits.stall_s:g} s). Ask again, or raise RAG_FIRST_TOKEN_TIMEOUT_S or RAG_STALL_TIMEOUT_S."
+                f" {self._limits.stall_s:g} s). Ask again, or raise RAG_FIRST_TOKEN_TIMEOUT_S or RAG_STALL_TIMEOUT_S.",
             ) from error
         except openai.APIStatusError as error:
-            raise ModelRefused(self._status_text(who, error), error.status_code) from error
-        except (openai.APIConnectionError, httpx2.ConnectError) as error:
-            cause = error.__cause__ or error
+            raise self._answered(error) from None
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            cause = _cause(error)
             if isinstance(cause, httpx2.RemoteProtocolError | httpx2.ReadError | httpx2.WriteError):
-                raise ModelBroke(f"{who} closed the connection in the middle of its answer. {self._mend}") from error
-            raise ModelUnreachable(f"No model at {who}: {cause}. {self._mend}") from error
-        except httpx2.HTTPError as error:
-            raise ModelBroke(
-                f"{who} stopped in the middle of its answer ({type(error).__name__}). Ask again."
+                raise self._error(
+                    ModelBroke, f"{who} closed the connection in the middle of its answer. {self._mend}"
+                ) from error
+            if isinstance(cause, httpx2.LocalProtocolError):
+                raise self._error(
+                    ModelRefused, f"The key for {who} cannot be sent. Set RAG_{leg}_API_KEY to a valid one."
+                ) from None
+            if isinstance(cause, httpx2.TransportError):
+                raise self._error(ModelUnreachable, f"No model at {who}: {cause}. {self._mend}") from error
+            raise self._error(
+                ModelBroke, f"{who} sent an answer that cannot be read ({type(cause).__name__}). Ask again."
             ) from error
-        except openai.APIError as error:
-            # An error event inside a stream that began with status 200.
-            raise ModelRefused(f"{who} failed while answering: {error.message}. Ask again.") from error
-        except (openai.OpenAIError, json.JSONDecodeError) as error:
-            raise ModelBroke(
-                f"{who} sent something that is no chat completion ({error}). Check the address."
-            ) from error
+        except (wire.NotACompletion, openai.OpenAIError) as error:
+            said = self._key.shown(str(error))
+            raise self._error(
+                ModelBroke, f"{who} sent something that is no chat completion ({said}). {self._check_address}"
+            ) from None
 
     @property
     def _mend(self) -> str:
@@ -365,19 +650,105 @@ class Backend:
             return "It is being started again; ask again in a moment."
         return f"Start that server, or set RAG_{self.leg.upper()}_BASE_URL."
 
-    def _status_text(self, who: str, error: openai.APIStatusError) -> str:
-        status, detail = error.status_code, error.message
-        if status in (401, 403):
-            return f"{who} refused the key (status {status}). Set RAG_{self.leg.upper()}_API_KEY."
-        if status == 404:
-            return (
-                f"{who} knows no such model or path (status 404). Set RAG_{self.leg.upper()}_MODEL to a model it has."
+    @property
+    def _check_address(self) -> str:
+        return "Ask again." if self._cores is not None else f"Check the address, RAG_{self.leg.upper()}_BASE_URL."
+
+    def _no_model(self, status: int | None) -> str:
+        told = f" (status {status})" if status else ""
+        return (
+            f"{self._who} is not there: the server has no such model{told}."
+            f" Set RAG_{self.leg.upper()}_MODEL to one that it has."
+        )
+
+    def _too_long(self, needed: int | None, window: int | None, status: int | None = None) -> PromptTooLong:
+        sizes = f": {needed} tokens" if needed else ""
+        sizes += f"{',' if needed else ':'} and its window has {window}" if window else ""
+        if window and self.context_tokens is None:
+            # The next prompt is made to fit.
+            self.context_tokens = window
+        return self._error(
+            PromptTooLong,
+            f"The prompt is too long for {self._who}{sizes}. Shorten the question, attach less, lower RAG_EVIDENCE_TOKENS,"
+            " or choose a model with a larger window.",
+            status,
+        )
+
+    def _quoted(self, fault: wire.Fault, otherwise: str = "") -> str:
+        """The server's own words, ended as a sentence."""
+        text = self._key.shown(fault.text or otherwise or "it does not say why")
+        return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+    def _failed(self, fault: wire.Fault) -> ModelError:
+        """An error event inside a stream that began with status 200."""
+        code = next((int(part) for part in fault.code.split() if part.isdecimal() and len(part) == 3), None)
+        if fault.too_long:
+            return self._too_long(fault.needed_tokens, fault.window_tokens, code)
+        if fault.about_model:
+            return self._error(ModelUnknown, self._no_model(code), code)
+        if fault.about_path:
+            return self._error(
+                ModelRefused, f"{self._who} is no address for a chat: {self._quoted(fault)} {self._check_address}", code
             )
-        if status == 429:
-            return f"{who} takes no more requests just now (status 429). Wait a little, then ask again."
-        if status >= 500:
-            return f"{who} failed (status {status}): {detail}. Ask again; if it stays, restart that server."
-        return f"{who} refused the request (status {status}): {detail}"
+        return self._error(ModelRefused, f"{self._who} failed while answering: {self._quoted(fault)} Ask again.", code)
+
+    def _answered(self, error: openai.APIStatusError) -> ModelRefused:
+        """An answer with another status than 200."""
+        status, fault, leg = error.status_code, _fault(error), self.leg.upper()
+        who, detail = self._who, self._quoted(fault, error.response.reason_phrase)
+        if 300 <= status < 400:
+            to = self._key.shown(error.response.headers.get("location", "another address"))
+            text = (
+                f"{who} points to {to} (status {status}), where neither text nor key is sent unasked."
+                f" Set RAG_{leg}_BASE_URL to the address that is meant."
+            )
+        elif status in (401, 403):
+            text = f"{who} refused the key (status {status}). Set RAG_{leg}_API_KEY."
+        elif self._knows_no_model(error, fault):
+            if "loaded" not in fault.text:
+                return self._error(ModelUnknown, self._no_model(status), status)
+            text = f"{who} is not loaded there (status {status}): {detail} Load it, then ask again."
+        elif status in (404, 405):
+            text = f"{who} has no chat at that address (status {status}): {detail} {self._check_address}"
+        elif status in (429, 503):
+            wait_s = wire.retry_after_s(error.response.headers)
+            when = (
+                "Wait a little, then ask again."
+                if wait_s is None
+                else f"It wants to be asked again after {wait_s:.0f} s: ask then, or raise RAG_RETRY_AFTER_S."
+            )
+            what = (
+                "is still loading its model" if status == 503 and fault.loading else "takes no more requests just now"
+            )
+            text = f"{who} {what} (status {status}): {detail} {when}"
+        elif status >= 500:
+            mend = "ask again in a moment" if self._cores is not None else "restart that server"
+            text = f"{who} failed (status {status}): {detail} Ask again; if it stays, {mend}."
+        else:
+            text = (
+                f"{who} refused the request (status {status}): {detail}"
+                f" Ask in other words, or set RAG_{leg}_MODEL to another model."
+            )
+        return self._error(ModelRefused, text, status)
+
+
+# "max_tokens is too large: 9000" is no refusal of the field.
+_VALUE = re.compile(r"too (?:large|big|high|small)|at (?:most|least)|must be|(?:less|greater) than|exceed|[<>]", re.I)
+_NO_STREAM = re.compile(r"not (?:supported|allowed|available|implemented)|unsupported|must be|does not", re.I)
+
+
+def _is_long(messages: list[Message]) -> bool:
+    return sum(len(one["content"]) for one in messages) >= PROGRESS_FROM_CHARS
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the HTTP library said, below the client."""
+    return error.__cause__ or error if isinstance(error, openai.OpenAIError) else error
+
+
+def _fault(error: openai.APIStatusError) -> wire.Fault:
+    body = error.body
+    return wire.fault(body, "" if isinstance(body, dict) else str(body or ""))
 
 
 async def _claim(cores: Cores, held: AsyncExitStack) -> AsyncGenerator[int, None]:
@@ -393,15 +764,6 @@ async def _claim(cores: Cores, held: AsyncExitStack) -> AsyncGenerator[int, None
         if not claim.done():
             claim.cancel()
             await asyncio.wait([claim])
-
-
-def _read_share(chunk: ChatCompletionChunk) -> float | None:
-    """Of llama.cpp's progress: what is read of the prompt, 0 to 1."""
-    progress: Any = (chunk.model_extra or {}).get("prompt_progress")
-    try:
-        return float(progress["processed"] / progress["total"])
-    except (TypeError, KeyError, ZeroDivisionError):
-        return None
 
 
 def is_loopback(url: str) -> bool:

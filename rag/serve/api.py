@@ -115,16 +115,23 @@ def _begin(
 async def _texts(turn: AsyncGenerator[cascade.Event, None], mode: Mode) -> AsyncIterator[str | Turn]:
     """Text that stands, as soon as it does, then the Turn. Raises RagError."""
     sent = ""
+    retracted = False
     async with aclosing(turn) as events:
         async for event in events:
             match event:
                 case cascade.Token(leg=leg, text=text) if mode == leg:
                     sent += text
                     yield text
+                case cascade.Retracted() if sent:
+                    retracted = True
                 case cascade.Escalating() if sent:
                     raise ModelBroke("The model stopped in the middle of its answer. Ask again.")
                 case cascade.Failed(error=error):
                     raise error
+                case cascade.Answered(turn=answered) if retracted:
+                    # It cannot be unsaid; the answer follows whole.
+                    yield f"\n\n{answered.answer}"
+                    yield answered
                 case cascade.Answered(turn=answered):
                     # What was streamed stands, but for source marks that were added or removed at the end.
                     rest = (

@@ -77,6 +77,12 @@ class Bubble:
         self._reason = self._told(reason)
         self.say("")
 
+    async def take_back(self) -> None:
+        """What was shown was no answer, only thought aloud."""
+        await self._stop_all()
+        self.text, self._sent, self._shows_text = "", 0, False
+        self.say("")
+
     async def show(self, turn: Turn) -> None:
         self.answer.take(turn, self._language)
         await self.finish(text_of(self.answer.shown))

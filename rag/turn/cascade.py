@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
 from rag.errors import ModelError, RagError, UserError
-from rag.models.backend import HERE, Draft, Reading, Waiting
+from rag.models.backend import HERE, Draft, Reading, Thinking, Waiting
 from rag.models.backend import Token as Written
 from rag.models.legs import Answering, Pair
 from rag.settings import Mode, Settings
@@ -41,6 +41,8 @@ FRESH_TEMPERATURE = 0.7
 WAITS = {"slm": "turn.phase_load_slm", "llm": "turn.phase_load_llm"}
 READS = {"slm": "turn.phase_reads_slm", "llm": "turn.phase_reads_llm"}
 READS_SHARE = {"slm": "turn.phase_reads_slm_share", "llm": "turn.phase_reads_llm_share"}
+THINKS = {"slm": "turn.phase_thinks_slm", "llm": "turn.phase_thinks_llm"}
+AGAIN = {"slm": "turn.phase_again_slm", "llm": "turn.phase_again_llm"}
 QUEUES = {"slm": "turn.phase_queue_slm", "llm": "turn.phase_queue_llm"}
 SILENT = {"slm": "turn.reason_no_answer_slm", "llm": "turn.reason_no_answer_llm"}
 STOOD_IN = {"slm": "turn.note_stood_in_slm", "llm": "turn.note_stood_in_llm"}
@@ -68,6 +70,13 @@ class Token:
 
     leg: str
     text: str
+
+
+@dataclass(frozen=True)
+class Retracted:
+    """What this leg has written so far was not its answer: it thought aloud, and only now says so."""
+
+    leg: str
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ class Failed:
     error: RagError
 
 
-Event = Phase | Retrieved | Token | Judged | Escalating | Answered | Failed
+Event = Phase | Retrieved | Token | Retracted | Judged | Escalating | Answered | Failed
 
 
 async def answer(
@@ -252,12 +261,19 @@ class _Work:
         self.where: dict[str, str] = {}
         """By leg, of those that were sent something."""
         self.shown = ""
-        self.calibration = calibration.find(legs.slm.model, legs.llm.model, settings) if fitted == "find" else fitted
+        self.fitted = fitted
         self.given_up: Verdict | None = None
         """On a small model's draft that was not worth finishing, or beginning."""
         self.check: Check | None = None
         self.denied = False
         """The larger model says that the passages don't answer the question."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of the pair. A server's own names for its models are only known once it was asked."""
+        if self.fitted == "find":
+            return calibration.find(self.legs.slm.model, self.legs.llm.model, self.settings)
+        return self.fitted
 
     async def run(self) -> AsyncGenerator[Event, None]:
         self._check()
@@ -456,12 +472,23 @@ class _Work:
             async with aclosing(stream) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Waiting):
-                        yield Phase("queue", say(QUEUES[leg.name], count=piece.ahead))
+                        if piece.again_s is not None:
+                            yield Phase("queue", say(AGAIN[leg.name], seconds=max(1, round(piece.again_s))))
+                        else:
+                            yield Phase("queue", say(QUEUES[leg.name], count=piece.ahead))
                         continue
                     if isinstance(piece, Reading):
                         yield Phase("ask", say(READS_SHARE[leg.name], percent=round(100 * piece.share)))
                         continue
                     self.where[leg.name] = server.where
+                    if isinstance(piece, Thinking):
+                        if piece.retract:
+                            written, tokens = "", []
+                            check = self.check = Check() if built.checks else None
+                            self.shown = ""
+                            yield Retracted(leg.name)
+                        yield Phase("think", say(THINKS[leg.name]))
+                        continue
                     if isinstance(piece, Draft):
                         if check is not None:
                             check.end()
@@ -479,7 +506,9 @@ class _Work:
                         yield Token(leg.name, text)
                     if self.denied or (watch is not None and watch.given_up(written, tokens)):
                         # Hanging up is how the model learns to stop.
-                        self.drafts.append(Draft(leg.name, server.model, written, tuple(tokens)))
+                        self.drafts.append(
+                            Draft(leg.name, server.model, written, tuple(tokens), runs_on=server.runs_on)
+                        )
                         break
 
     def _prompt(self, leg: Answering, context_tokens: int | None) -> Prompt:
@@ -601,7 +630,7 @@ class _Watch:
             and turn.overview is None
             # A refined answer needs the whole draft, and a larger model that is not here would make it needed after all.
             and settings.strategy == "answer"
-            and turn.legs.llm.state.usable
+            and turn.legs.llm.state.at_hand
             and turn._refused_to(turn.legs.llm) is None
             # Who asks for less confidence than was fitted would miss drafts that he wants.
             and (asked is None or asked >= fitted.right.at)

@@ -147,16 +147,9 @@ def build(
     `examples` are for a small model; `check` has a large one say first whether the passages answer the question; a
     `draft` it is to refine instead. `language` is a tag such as sv or zh-TW, "" for the question's own.
     """
-    system = SYSTEM_LARGE if large else SYSTEM
-    if language:
-        system = system.replace(SAME_LANGUAGE, f"Answer in {name_of(language)}.")
-    before_all = [{"role": "system", "content": system}]
     plain = overview is not None or (context_tokens or EXAMPLES_FROM_TOKENS) < EXAMPLES_FROM_TOKENS
     checks = large and check and not plain and draft is None and not is_polar(question)
-    if checks:
-        before_all += _CHECKED_TURNS
-    elif examples and not large and not plain:
-        before_all += _EXAMPLE_TURNS
+    before_all = opening(large=large, examples=examples and not plain, checks=checks, language=language)
     always = sum(estimate_tokens(message["content"]) for message in before_all)
     window = (context_tokens or 1 << 30) - max_tokens - always - estimate_tokens(question) - 64
     budget = max(64, min(evidence_tokens, window))
@@ -218,6 +211,19 @@ def build(
         "turns_left_out": len(history) - kept,
     }
     return Prompt(messages, chosen.hits, checks, ledger)
+
+
+def opening(*, large: bool, examples: bool, checks: bool, language: str) -> list[Message]:
+    """What a prompt begins with, whatever is asked: a server that has read it once need not read it again."""
+    system = SYSTEM_LARGE if large else SYSTEM
+    if language:
+        system = system.replace(SAME_LANGUAGE, f"Answer in {name_of(language)}.")
+    messages = [{"role": "system", "content": system}]
+    if checks:
+        messages += _CHECKED_TURNS
+    elif examples and not large:
+        messages += _EXAMPLE_TURNS
+    return messages
 
 
 def _said(exchange: Exchange, checks: bool) -> str:

@@ -37,10 +37,10 @@ const heading = element("h2", "", panel);
 const list = element("ul", "", panel);
 panel.tabIndex = 0; // in a low window it scrolls, and nothing in it takes the focus
 
-/** What one model has on the shelf: {mark, show(model)}. The larger one's mark is the larger one. */
+/** One model's mark on the button and its row in the panel; returns how to show a model there. */
 function entry(name, size) {
-  const marks = [mark(opener, size), mark(element("li", "", list), 11)];
-  const item = list.lastElementChild;
+  const item = element("li", "", list);
+  const marks = [mark(opener, size), mark(item, 11)];
   item.dataset.testid = `models-${name}`;
   const words = element("div", "document", item);
   const top = element("div", "top", words);
@@ -64,9 +64,11 @@ function entry(name, size) {
 
 /** A drawing of a kind, in a square that stays as large as it is; returns how to change it. */
 function mark(parent, size) {
-  const svg = drawing("svg", { viewBox: "0 0 10 10", width: size, height: size, class: "mark", "aria-hidden": "true" }, parent);
+  const box = { viewBox: "0 0 10 10", width: size, height: size, class: "mark", "aria-hidden": "true" };
+  const pen = { fill: "none", stroke: "currentColor", "stroke-width": 1.8, "stroke-linecap": "round" };
+  const svg = drawing("svg", box, parent);
   const body = drawing("path", { fill: "currentColor" }, svg);
-  const line = drawing("path", { fill: "none", stroke: "currentColor", "stroke-width": 1.8, "stroke-linecap": "round" }, svg);
+  const line = drawing("path", pen, svg);
   return (kind) => {
     svg.dataset.kind = kind;
     line.setAttribute("d", MARKS[kind].line);
@@ -93,6 +95,7 @@ function destination(model) {
   return left(model) ? t("page.models_there", { host: left(model) }) : t("page.models_here");
 }
 
+// The larger model's mark is the larger one.
 const show = { slm: entry("slm", 9), llm: entry("llm", 12) };
 
 function render() {

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("build", help="compile llama.cpp for this processor: faster, once, a few minutes")
 
     doctor = command("doctor", _doctor, "look at everything that the chat needs, and say what to do", as_json)
+    doctor.add_argument("--host", default="127.0.0.1", metavar="H", help="address of the chat (default: %(default)s)")
     doctor.add_argument("--port", type=int, default=8000, metavar="P", help="port of the chat (default: %(default)s)")
     doctor.add_argument("--deep", action="store_true", help="also hash the model files and try each model server")
 
@@ -334,14 +335,22 @@ async def _probe(arguments: argparse.Namespace, settings: Settings) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from rag import doctor
+    from rag import doctor, terminal
 
-    findings = asyncio.run(doctor.examine(Settings.load(), port=arguments.port, deep=arguments.deep))
+    findings = asyncio.run(
+        doctor.examine(
+            Settings.load(),
+            host=arguments.host,
+            port=arguments.port,
+            deep=arguments.deep,
+            tell=lambda words: terminal.notices.print(words, markup=False),
+        )
+    )
     if arguments.json:
         print(json.dumps(doctor.to_dict(findings), ensure_ascii=False))
     else:
         doctor.show(findings)
-    return int(any(finding.status == "bad" for finding in findings))
+    return int(not doctor.works(findings))
 
 
 def _labels(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from platformdirs import user_cache_path, user_data_path
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from rag.errors import UserError
 
@@ -215,6 +215,12 @@ class Settings(BaseSettings):
         """Read the environment once; `overrides` that are None are ignored. A bad value is a UserError that names it."""
         try:
             return cls(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+        except SettingsError as error:
+            # Only lists are parsed before they are validated; the field's name stands in the message.
+            name = next((name for name in cls.model_fields if f'"{name}"' in str(error)), "a setting")
+            raise UserError(
+                f'RAG_{name.upper()} must be a list in JSON, as in ["our.example"]. Change it or remove it.'
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             name = "_".join(str(part) for part in first["loc"])

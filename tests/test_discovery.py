@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ async def test_each_kind_of_server_is_told_with_its_models(kind: str) -> None:
     assert (server.kind, server.version, list(server.models)) == EXPECTED[kind]
     assert (server.base_url, server.found_by, server.problem) == (address.v1, "here", None)
     assert {asked.method for asked in address.asked} == {"GET"}
+    assert {asked.headers["accept-encoding"] for asked in address.asked} == {"identity"}
     assert json.loads(json.dumps(server.to_dict()))["title"] == TITLES[server.kind]
 
 
@@ -143,6 +145,21 @@ async def test_llama_cpp_without_props_is_known_by_its_list(replies: dict[str, R
     assert (server.kind, list(server.models)) == ("llama.cpp", [Offered("smollm2-135m", True, 2048)])
 
 
+async def test_the_window_of_llama_cpp_is_that_of_one_answer_not_that_of_all_at_once() -> None:
+    async with serving(
+        "llama.cpp", replies={"/props": Reply({"default_generation_settings": {"n_ctx": 512}})}
+    ) as address:
+        server = await identify(address, found_by="here")
+    assert [one.context_tokens for one in server.models] == [512]
+
+
+async def test_llama_cpp_is_known_behind_a_proxy_and_asleep() -> None:
+    listed = Reply(wire("llama.cpp")["gets"]["/v1/models"]["body"], headers={"Server": "nginx"})
+    async with serving("llama.cpp", replies={"/v1/models": listed, "/props": Reply({"is_sleeping": True})}) as address:
+        server = await identify(address, found_by="here")
+    assert (server.kind, [one.loaded for one in server.models]) == ("llama.cpp", [False])
+
+
 async def test_llama_cpp_that_is_still_loading_says_so() -> None:
     loading = Reply({"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, 503)
     async with serving("llama.cpp", replies={"/v1/models": loading, "/props": loading}) as address:
@@ -187,9 +204,10 @@ async def test_another_server_with_a_version_of_its_own_is_not_taken_for_ollama(
 async def test_a_server_that_answers_every_path_alike_is_only_taken_for_what_it_says_it_is() -> None:
     listed = Reply(wire("openai")["gets"]["/v1/models"]["body"])
     paths = ("/api/version", "/api/v0/models", "/api/tags", "/api/ps", "/status", "/openai/status")
-    async with serving("openai", replies=dict.fromkeys(paths, listed)) as address:
-        server = await identify(address, found_by="here")
-    assert (server.kind, len(server.models)) == ("openai", 2)
+    for everything in (listed, Reply([]), Reply({})):
+        async with serving("openai", replies=dict.fromkeys(paths, everything)) as address:
+            server = await identify(address, found_by="here")
+        assert (server.kind, len(server.models)) == ("openai", 2)
 
 
 async def test_the_window_of_another_server_is_read_where_it_tells_it() -> None:
@@ -245,6 +263,11 @@ async def test_models_brought_along_are_reached_at_the_address_that_serves_them(
             assert server.base_url == f"{address}/catalogs/local/v1"
             assert server.kind == "foundry"
             assert list(server.models) == [Offered("smollm2-135m-instruct-generic-cpu:1", True)]
+        assert await find(settings_of(foundry_endpoint=address)) == [replace(server, found_by="FOUNDRY_LOCAL_ENDPOINT")]
+    async with serving("foundry", replies={"/models/loaded": Reply([])}) as address:
+        # A catalogue of which nothing is loaded cannot answer.
+        server = await identify(address, found_by="here")
+        assert server.base_url == f"{address}/catalogs/local/v1"
 
 
 async def test_a_foundry_local_with_both_catalogues_has_two_addresses() -> None:
@@ -266,6 +289,14 @@ async def test_a_public_catalogue_that_is_slow_without_the_internet_does_not_hid
         server = await identify(address, found_by="FOUNDRY_LOCAL_ENDPOINT", timeout_s=1)
         assert (server.kind, server.models) == ("foundry", ())
         assert server.problem == f"Foundry Local at {address}/v1 did not answer within 1 s. Check that server."
+
+
+async def test_the_newer_command_lists_what_it_has_fetched_whether_it_is_loaded_or_not() -> None:
+    entries = [{"id": "phi-4-mini-instruct-cuda-gpu", "parent": "phi-4-mini"}]
+    replies = {"/v1/models": Reply({"object": "list", "data": entries}), "/models/loaded": Reply([])}
+    async with serving("foundry-server", replies=replies) as address:
+        server = await identify(address, found_by="here")
+    assert list(server.models) == [Offered("phi-4-mini-instruct-cuda-gpu", False, None, "phi-4-mini")]
 
 
 async def test_the_older_service_lists_what_it_has_fetched_even_where_its_openai_list_fails() -> None:
@@ -386,6 +417,7 @@ MISBEHAVIOURS = {
     "a redirect elsewhere": (raw(http(b"", "text/plain", "307 X", "Location: http://192.0.2.7/v1/models")), "sends its visitors on to http://192.0.2.7;"),
     "a redirect to another port": (raw(http(b"", "text/plain", "302 X", "Location: http://127.0.0.1:9/v1/models")), "sends its visitors on to http://127.0.0.1;"),
     "a redirect to what is no address": (raw(http(b"", "text/plain", "302 X", "Location: javascript:alert(1)")), "sends its visitors on"),
+    "a redirect to an address with errors": (raw(http(b"", "text/plain", "302 X", "Location: http://x:abc/")), "no HTTP answer"),
     "a circle": (raw(http(b"", "text/plain", "302 X", "Location: /v1/models")), "in circles"),
     "a redirect to nowhere": (raw(http(b"", "text/plain", "302 X")), "status 302"),
 }  # fmt: skip
@@ -404,17 +436,28 @@ async def test_a_server_that_misbehaves_is_a_problem_in_words_and_never_the_key(
     assert KEY not in repr(server) + json.dumps(server.to_dict())
 
 
-async def test_what_a_server_repeats_of_the_key_is_not_passed_on() -> None:
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        secret = f"Bearer {KEY}"
-        body = json.dumps({"error": {"message": secret}, "version": secret, "models": secret}).encode()
-        writer.write(http(body, secret, f"401 {secret}", f"Location: http://127.0.0.1/{KEY}", f"Server: {secret}"))
-        await writer.drain()
+@pytest.mark.parametrize("status", ["200 OK", "401 X", "302 X"])
+async def test_what_a_server_repeats_of_the_key_is_not_passed_on(status: str) -> None:
+    secret = f"Bearer {KEY}"
 
-    async with misbehaving(echo) as address:
-        server = await identify(address, found_by="RAG_SLM_BASE_URL", api_key=KEY)
-    assert server.problem
-    assert KEY not in repr(server) + json.dumps(server.to_dict())
+    def echo(content_type: str) -> Misbehaviour:
+        entries = [{"id": secret, "name": secret, "owned_by": secret, "state": secret, "type": "llm"}]
+        body = {"object": "list", "data": entries, "models": entries, "version": secret, "error": {"message": secret}}
+        body = body if status == "401 X" else {name: value for name, value in body.items() if name != "error"}
+        headers = (f"Location: /{KEY}", f"Server: {secret}", f"WWW-Authenticate: {secret}")
+        return raw(http(json.dumps(body).encode(), content_type, f"{status} {secret}", *headers))
+
+    for content_type in ("application/json", f"text/{KEY}", secret):
+        async with misbehaving(echo(content_type)) as address:
+            server = await identify(address, found_by="RAG_SLM_BASE_URL", api_key=KEY)
+        assert server.problem
+        assert KEY not in repr(server) + json.dumps(server.to_dict())
+
+
+async def test_a_key_that_is_none_may_be_part_of_a_models_name() -> None:
+    async with serving("ollama", key="qwen3") as address:
+        server = await identify(address, found_by="here", api_key="qwen3")
+    assert len(server.models) == 2
 
 
 async def test_nobody_listening_says_what_to_start_or_change() -> None:
@@ -424,6 +467,11 @@ async def test_nobody_listening_says_what_to_start_or_change() -> None:
         f"The server at http://127.0.0.1:{port}/v1 cannot be reached: nothing listens there."
         " Start that server, or change RAG_LLM_BASE_URL."
     )
+
+
+async def test_a_name_that_can_be_no_hosts_is_a_problem() -> None:
+    server = await identify(f"http://{'a' * 80}.example", found_by="here")
+    assert server.problem
 
 
 async def test_a_server_without_tls_that_is_asked_with_tls_is_told_apart() -> None:
@@ -608,6 +656,8 @@ async def test_each_key_goes_to_its_own_server_and_to_no_other() -> None:
 async def test_a_server_that_is_named_twice_is_asked_with_the_key_that_one_of_them_has() -> None:
     async with serving("openai", key=KEY) as address:
         found = await find(settings_of(slm_base_url=address, llm_base_url=address.v1, llm_api_key=KEY))
+        both = settings_of(slm_base_url=address, slm_api_key=KEY, llm_base_url=address.v1, llm_api_key="sk-other")
+        assert await find(both) == found
     assert [(server.found_by, len(server.models)) for server in found] == [("RAG_SLM_BASE_URL", 2)]
 
 
@@ -780,7 +830,7 @@ def fake_foundry(folder: Path, monkeypatch: pytest.MonkeyPatch | None, code: str
 
 OLDER = "🟢 Model management service is running on {address}/openai/status"
 NEWER = "╭─ Foundry Local server ─╮\n│ Status    Ready\n│ PID       4711\n│ Web URLs  {address}\n╰───╯"
-COLOURED = "\x1b[32m●\x1b[0m running on \x1b]8;;http://docs.example:80/\x1b\\\x1b[4;36m{address}\x1b[0m\x1b]8;;\x1b\\/openai/status\x1b[K"
+COLOURED = "\x1b[32m●\x1b[0m on \x1b]8;;http://127.0.0.1:1/\x1b\\\x1b[4;36mhttp://127.0.0.1:\x1b[1m{port}\x1b[0m\x1b]8;;\x1b\\/openai/status\x1b[K"
 AS_JSON = '{{"running": true, "webUrls": ["{address}"], "pid": 4711}}'
 
 
@@ -797,7 +847,7 @@ async def test_foundry_local_is_found_by_what_its_command_says(
             f"""
 if noun != {noun!r}:
     sys.exit(f"Unrecognized command or argument '{{noun}}'.")
-sys.stdout.buffer.write({said.format(address=address)!r}.encode())""",
+sys.stdout.buffer.write({said.format(address=address, port=address.port)!r}.encode())""",
         )  # fmt: skip
         (server,) = await find(settings_of(discover=True), places=())
     assert (server.found_by, server.kind, server.base_url) == (f"foundry {noun} status", "foundry", address.v1)
@@ -811,8 +861,10 @@ async def test_a_command_that_knows_both_spellings_names_one_server(
         fake_foundry(tmp_path, monkeypatch, f"print('{address}')")
         found = await find(settings_of(discover=True), places=(address.port,))
         assert [server.found_by for server in found] == ["foundry service status"]
+        address.asked.clear()
         found = await find(settings_of(foundry_endpoint=address, discover=True), places=())
         assert [server.found_by for server in found] == ["FOUNDRY_LOCAL_ENDPOINT"]
+        assert [asked.path for asked in address.asked].count("/v1/models") == 1
 
 
 @pytest.mark.parametrize(
@@ -866,25 +918,36 @@ async def test_a_command_that_hangs_is_ended_with_all_that_it_started(
     fake_foundry(
         tmp_path, monkeypatch,
         f"""
-child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=noun == "server")
+sleep = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+if noun == "server":  # a child with a session of its own
+    child = subprocess.Popen(sleep, start_new_session=True).pid
+else:  # one whose own parent has gone
+    start = f"import subprocess; print(subprocess.Popen({{sleep!r}}, stdout=subprocess.DEVNULL).pid)"
+    child = int(subprocess.check_output([sys.executable, "-S", "-c", start]))
 with open(f"{tmp_path}/{{noun}}.new", "w") as file:
-    file.write(f"{{os.getpid()}} {{child.pid}}")
+    file.write(f"{{os.getpid()}} {{child}}")
 os.rename(f"{tmp_path}/{{noun}}.new", f"{tmp_path}/{{noun}}.pids")
 time.sleep(600)""",
     )  # fmt: skip
     pids = [tmp_path / f"{noun}.pids" for noun in ("service", "server")]
     # As long as it takes until both have begun: the clock itself is not under test.
     task = asyncio.create_task(ask_foundry(600 if how == "nobody waits any more" else 4))
-    await until(lambda: all(path.exists() for path in pids))
-    started = [int(pid) for path in pids for pid in path.read_text().split()]
-    assert len(started) == 4
-    if how == "nobody waits any more":
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    else:
-        assert await task == []
-    await until(lambda: not any(_runs(pid) for pid in started))
+    started: list[int] = []
+    try:
+        await until(lambda: all(path.exists() for path in pids))
+        started += [int(pid) for path in pids for pid in path.read_text().split()]
+        assert len(started) == 4
+        if how == "nobody waits any more":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            assert await task == []
+        await until(lambda: not any(_runs(pid) for pid in started))
+    finally:
+        for pid in started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _runs(pid: int) -> bool:

@@ -23,6 +23,12 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
     assert value in str(caught.value)
 
 
+def test_a_list_that_is_none_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_ALLOWED_HOSTS", "chat.example")
+    with pytest.raises(UserError, match="RAG_ALLOWED_HOSTS must be a list"):
+        Settings.load()
+
+
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = Settings.load()
     for name in ("RAG_CACHE_DIR", "RAG_TOP_K", "RAG_LLM_BASE_URL"):

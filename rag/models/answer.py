@@ -120,6 +120,7 @@ class Answer:
             self._held = self._held + new if splitter.held else ()
             return None
         if text is not content or self._held:
+            self._sound = self._sound and bool(new)
             new, self._held = self._held + new, ()
             if splitter.thought or splitter.lone or len(text) + len(splitter.held) < before + len(content):
                 # Something was no part of the answer.

@@ -126,10 +126,14 @@ class Asking:
                         for event in events.feed(data):
                             heard.streamed = True
                             heard.take(event, clock() - began)
+                        if events.broken is not None:
+                            raise events.broken
                         if events.done or heard.fault or (until is not None and until(heard)):
                             return heard
                     for event in events.end():
                         heard.take(event, clock() - began)
+                    if events.broken is not None:
+                        raise events.broken
         except (TimeoutError, httpx2.TimeoutException) as error:
             if isinstance(error, httpx2.ConnectTimeout):
                 raise ModelUnreachable(

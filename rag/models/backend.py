@@ -9,7 +9,6 @@ before it answers is told as `Thinking` and is no part of the answer. What a ser
 """
 
 import asyncio
-import ipaddress
 import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -39,6 +38,7 @@ from rag.models.answer import Token as Token
 from rag.models.answer import Usage as Usage
 from rag.models.capabilities import Capabilities
 from rag.models.cores import Cores
+from rag.models.discovery import is_loopback as is_loopback
 from rag.models.thinking import Splitter
 from rag.trace import Span, Trace
 
@@ -262,7 +262,7 @@ class Backend:
         self._opened = False
         """Its prompts end with the mark that opens a thought."""
         self._closed = False
-        limit = self._limits
+        limit, local = self._limits, is_loopback(base_url)
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
             # The client insists on a key; local servers ignore it.
@@ -275,7 +275,9 @@ class Backend:
                 event_hooks={"request": [_report_sent], "response": [_limit]},
                 limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
                 # A proxy named in the environment must never see a request to this machine.
-                trust_env=not is_loopback(base_url),
+                trust_env=not local,
+                # To read all certificates takes 40 ms, and without encryption there is none to verify.
+                verify=url.scheme != "http" or not local,
                 # Neither text nor key may go where a server points.
                 follow_redirects=False,
             ),
@@ -388,14 +390,13 @@ class Backend:
                 # Comments and empty events are no news: only what is news gives the server more time.
                 async with asyncio.timeout(left_s):
                     data = await anext(chunks, None)
-                came = events.end() if data is None else events.feed(data)
-            except (TimeoutError, httpx2.HTTPError, wire.NotACompletion):
+            except (TimeoutError, httpx2.HTTPError):
                 if answer.finish_reason is None:
                     raise
                 break  # the answer is whole; only its tail is missing
             left_s -= clock() - began
             ended = data is None
-            for event in came:
+            for event in events.end() if data is None else events.feed(data):
                 if (event.get("error") or event.get("object") == "error") and answer.finish_reason is None:
                     raise self._failed(wire.fault(event))
                 if (read := wire.usage(event)) is not None:
@@ -417,6 +418,9 @@ class Backend:
                     left_s = min(left_s, TAIL_S)
                 if answer.endless:
                     break
+            if events.broken is not None and answer.finish_reason is None:
+                raise events.broken
+            ended = ended or events.broken is not None
         if (delta := answer.end()) is not None:
             yield delta
         if answer.endless:
@@ -499,6 +503,7 @@ class Backend:
                 named |= more
             elif (
                 error.status_code in (400, 422)
+                and not fault.fields.intersection(wanted)
                 and not self._knows_no_model(error, fault)
                 and (suspects := [one for one in SUSPECTS if one in wanted])
             ):
@@ -707,7 +712,9 @@ class Backend:
         elif self._knows_no_model(error, fault):
             if "loaded" not in fault.text:
                 return self._error(ModelUnknown, self._no_model(status), status)
-            text = f"{who} is not loaded there (status {status}): {detail} Load it, then ask again."
+            text = (
+                f"{who} is not loaded there (status {status}): {detail} Load it, or set RAG_{leg}_MODEL to one that is."
+            )
         elif status in (404, 405):
             text = f"{who} has no chat at that address (status {status}): {detail} {self._check_address}"
         elif status in (429, 503):
@@ -764,12 +771,3 @@ async def _claim(cores: Cores, held: AsyncExitStack) -> AsyncGenerator[int, None
         if not claim.done():
             claim.cancel()
             await asyncio.wait([claim])
-
-
-def is_loopback(url: str) -> bool:
-    """Is that server on this machine?"""
-    host = httpx2.URL(url).host
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

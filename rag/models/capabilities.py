@@ -193,8 +193,13 @@ async def probe(
     key = wire.Secret(api_key)
     headers = {"Authorization": f"Bearer {key.reveal()}"} if key.reveal() else {}
     try:
+        local = is_loopback(base_url)
         async with httpx2.AsyncClient(
-            headers=headers, timeout=timeout_s, follow_redirects=False, trust_env=not is_loopback(base_url)
+            headers=headers,
+            timeout=timeout_s,
+            follow_redirects=False,
+            trust_env=not local,
+            verify=not local or not base_url.startswith("http:"),
         ) as client:
             asking = Asking(client, base_url, model, key, timeout_s)
             return await _Probe(asking, context_tokens, tell or (lambda words: None)).run()

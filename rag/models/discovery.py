@@ -59,8 +59,8 @@ COMMAND_S = 3.0
 MOST_BYTES = 2_000_000
 """No list of models is longer."""
 LONGEST_ID = 300
+SHORTEST_KEY = 12
 NOT_ASKED = "not asked: text and requests go there only after somebody allowed it (RAG_REMOTE=allow)"
-NO_LIST = "answers with something that is no list of models"
 LOCAL_CATALOGUE = "/catalogs/local"
 # The part of the time in which a server must have shown what it is; the rest is for what only its kind can tell.
 FIRST_SHARE = 0.7
@@ -186,7 +186,7 @@ def tidy(address: str) -> str:
         )
     # Where a server listens on every interface, this machine's own is meant.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(url.host, url.host)
-    path = url.raw_path.decode().rstrip("/")
+    path = url.raw_path.decode().partition("?")[0].rstrip("/")
     for end in ("/chat/completions", "/completions", "/models", "/openai/status", "/status"):
         if path.endswith(end):
             path = path.removesuffix(end)
@@ -260,6 +260,18 @@ class _Seen:
 
 
 @dataclass(frozen=True)
+class _Problem:
+    """What goes wrong, as a sentence goes on after the server's name; and what helps."""
+
+    what: str
+    mend: Literal["key", "start", "wait", "check"] = "check"
+
+
+NO_LIST = _Problem("answers with something that is no list of models")
+NOT_JSON = _Problem("answers with something that is not JSON; it seems to be no model server")
+
+
+@dataclass(frozen=True)
 class _Answer:
     """To one GET."""
 
@@ -269,8 +281,7 @@ class _Answer:
     """Parsed; None where it was no JSON, or no success."""
     software: str = ""
     """As the header Server says."""
-    problem: str | None = None
-    """A sentence that goes on after the server's address, without a full stop."""
+    problem: _Problem | None = None
 
     def listed(self) -> list[dict[str, Any]] | None:
         """The entries of a list as OpenAI has it; None when it is no such list."""
@@ -300,6 +311,7 @@ class _Asking:
         self._headers = {"Accept": "application/json", "User-Agent": f"smallfirst/{__version__}"}
         # Compressed, two megabytes could become two thousand.
         self._headers["Accept-Encoding"] = "identity"
+        self._key = api_key or ""
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_s = timeout_s
@@ -314,12 +326,12 @@ class _Asking:
             async with asyncio.timeout(self.left_s):
                 return await self._follow(httpx2.URL(address))
         except TimeoutError:
-            return _Answer(problem=f"did not answer within {self._timeout_s:g} s")
+            return _Answer(problem=_Problem(f"did not answer within {self._timeout_s:g} s"))
         except httpx2.ConnectError as error:
             return _Answer(problem=_unconnected(str(error)))
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError):
             # The text of these may hold a header, and with it the key.
-            return _Answer(problem="sent something that is no HTTP answer, or hung up")
+            return _Answer(problem=_Problem("sent something that is no HTTP answer, or hung up"))
 
     async def _follow(self, url: httpx2.URL) -> _Answer:
         """A redirect within the server is followed; to another one, nothing that was meant for this one may go."""
@@ -327,59 +339,80 @@ class _Asking:
             async with self._client.stream("GET", url, headers=self._headers) as response:
                 location = response.headers.get("Location")
                 if not (response.is_redirect and location):
-                    return await _read(response, "Authorization" in self._headers)
+                    return await _read(response, self._key)
                 target = url.join(location)
             if _place(_origin(target))[:3] != _place(_origin(url))[:3]:
-                return _Answer(
-                    response.status_code,
-                    problem=f"sends its visitors on to {target.scheme}://{target.host}; if that is right, name it instead",
-                )
+                there = f"{target.scheme}://{target.host}"
+                away = _Problem(f"sends its visitors on to {there}; if that is right, name it instead")
+                return _Answer(response.status_code, problem=away)
             url = target
-        return _Answer(response.status_code, problem="sends its visitors in circles")
+        return _Answer(response.status_code, problem=_Problem("sends its visitors in circles"))
 
 
-async def _read(response: httpx2.Response, keyed: bool) -> _Answer:
+async def _read(response: httpx2.Response, key: str) -> _Answer:
     status, software = response.status_code, response.headers.get("Server", "")
+
+    def bad(problem: _Problem) -> _Answer:
+        return _Answer(status, None, software, problem)
+
     if status != 200:
-        return _Answer(status, None, software, _refusal(status, keyed))
+        return bad(_refusal(status, bool(key)))
     content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if content_type and "json" not in content_type:
-        shown = content_type if content_type.isprintable() and len(content_type) < 60 else "something else"
-        return _Answer(status, None, software, f"answers with {shown} instead of JSON; it seems to be no model server")
+        shown = content_type if content_type in ("text/html", "text/plain") else "something else"
+        return bad(_Problem(f"answers with {shown} instead of JSON; it seems to be no model server"))
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        return _Answer(status, None, software, "sends compressed answers that nobody asked for")
+        return bad(_Problem("sends compressed answers that nobody asked for"))
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > MOST_BYTES:
-            return _Answer(status, None, software, f"sends more than {MOST_BYTES // 1_000_000} MB where a list is due")
+            return bad(_Problem(f"sends more than {MOST_BYTES // 1_000_000} MB where a list is due"))
     try:
-        return _Answer(status, json.loads(bytes(body)), software)
+        parsed = json.loads(bytes(body))
+        # An id or a version would be shown and kept. A short key is none ("ollama"), and may be a part of a word.
+        if len(key) >= SHORTEST_KEY and key in json.dumps(parsed, ensure_ascii=False):
+            return bad(_Problem("repeats the key that it was sent; it seems to be no model server"))
     except (ValueError, RecursionError):
-        return _Answer(
-            status, None, software, "answers with something that is not JSON; it seems to be no model server"
-        )
+        return bad(NOT_JSON)
+    return _Answer(status, parsed, software)
 
 
-def _unconnected(reason: str) -> str:
+def _unconnected(reason: str) -> _Problem:
     # Only what is told apart here is repeated; the library's own words are for developers.
     if "CERTIFICATE_VERIFY" in reason:
-        return "shows a certificate that this machine does not trust"
+        return _Problem("shows a certificate that this machine does not trust")
     if "SSL" in reason:
-        return "does not speak TLS; its address may have to begin with http://"
-    return "cannot be reached: nothing listens there"
+        return _Problem("does not speak TLS; its address may have to begin with http://")
+    return _Problem("cannot be reached: nothing listens there", "start")
 
 
-def _refusal(status: int, keyed: bool) -> str:
+def _refusal(status: int, keyed: bool) -> _Problem:
     if status in (401, 403):
-        return f"{'refused the' if keyed else 'wants a'} key (status {status})"
+        return _Problem(f"{'refused the' if keyed else 'wants a'} key (status {status})", "key")
     if status == 404:
-        return "has no list of models (status 404); its address may be wrong"
+        return _Problem("has no list of models (status 404); its address may be wrong")
     if status == 429:
-        return "takes no more requests just now (status 429)"
+        return _Problem("takes no more requests just now (status 429)", "wait")
     if status == 503:
-        return "is not ready (status 503): it may still be loading its model"
-    return f"failed when it was asked for its models (status {status})"
+        return _Problem("is not ready (status 503): it may still be loading its model", "wait")
+    return _Problem(f"failed when it was asked for its models (status {status})")
+
+
+def _failed(server: Server, problem: _Problem | None) -> Server:
+    """The server with its problem as a whole sentence or two: who, what, and what to do now."""
+    if problem is None:
+        return server
+    named = server.found_by.startswith("RAG_")
+    key = server.found_by.replace("BASE_URL", "API_KEY") if named else "RAG_SLM_API_KEY or RAG_LLM_API_KEY"
+    mend = {
+        "key": f"Set {key}." if named else f"Name it in RAG_SLM_BASE_URL or RAG_LLM_BASE_URL, with {key}.",
+        "start": f"Start that server, or change {server.found_by}." if named else "Start that server.",
+        "wait": "Try again in a moment.",
+        "check": f"Check {server.found_by}." if named else "Check that server.",
+    }[problem.mend]
+    who = "Foundry Local" if server.kind == "foundry" else "The server"
+    return replace(server, problem=f"{who} at {server.base_url} {problem.what}. {mend}")
 
 
 async def _look(base_url: str, found_by: str, api_key: str | None, timeout_s: float) -> _Seen:
@@ -402,34 +435,7 @@ async def _look(base_url: str, found_by: str, api_key: str | None, timeout_s: fl
         verify=secure,
     ) as client:
         asking = _Asking(client, base_url, api_key, timeout_s)
-        seen = await _recognised(asking, found_by)
-    return replace(seen, servers=tuple(_mended(_by_its_name(server)) for server in seen.servers))
-
-
-def _by_its_name(server: Server) -> Server:
-    """A Foundry Local that shows nothing but its models is known by them, or by whoever sent us there."""
-    told = server.found_by.lower().startswith("foundry")
-    if server.kind == "openai" and (told or any(FOUNDRY_ID.fullmatch(one.id) for one in server.models)):
-        return replace(server, kind="foundry")
-    return server
-
-
-def _mended(server: Server) -> Server:
-    """The problem as a whole sentence: who, what, and what to do now."""
-    if server.problem is None:
-        return server
-    named = server.found_by.startswith("RAG_")
-    key = server.found_by.replace("BASE_URL", "API_KEY") if named else "RAG_SLM_API_KEY or RAG_LLM_API_KEY"
-    if "key (status" in server.problem:
-        mend = f"Set {key}." if named else f"Name it in RAG_SLM_BASE_URL or RAG_LLM_BASE_URL, with {key}."
-    elif "nothing listens" in server.problem:
-        mend = f"Start that server, or change {server.found_by}." if named else "Start that server."
-    elif "not ready" in server.problem or "no more requests" in server.problem:
-        mend = "Try again in a moment."
-    else:
-        mend = f"Check {server.found_by}." if named else "Check that server."
-    who = "Foundry Local" if server.kind == "foundry" else "The server"
-    return replace(server, problem=f"{who} at {server.base_url} {server.problem}. {mend}")
+        return await _recognised(asking, found_by)
 
 
 async def _recognised(asking: _Asking, found_by: str) -> _Seen:
@@ -449,22 +455,24 @@ async def _recognised(asking: _Asking, found_by: str) -> _Seen:
         models = told["models"]
         entries = models.listed() or []
         owners = {entry.get("owned_by") for entry in entries}
-        server = Server(asking.base_url, "openai", found_by, problem=models.problem)
+        # Where Foundry Local is said to be, what does not show its kind is taken for it.
+        kind: Kind = "foundry" if found_by.lower().startswith("foundry") else "openai"
+        server = Server(asking.base_url, kind, found_by)
         if "smallfirst" in owners:
-            problem = "is a Small First chat, not a model server"
-            return _Seen((replace(server, problem=problem),), known=False)
+            return _Seen((_failed(server, _Problem("is a Small First chat, not a model server")),), known=False)
         if models.software.startswith("llama.cpp") or "llamacpp" in owners:
-            return _Seen((await _llama(asking, replace(server, kind="llama.cpp"), entries),))
+            found = await _llama(asking, replace(server, kind="llama.cpp"), entries)
+            return _Seen((_failed(found, models.problem),))
         if _is_foundry(told["foundry"]):
             return await _foundry(asking, replace(server, kind="foundry"), asked["models"])
         if _is_foundry(told["foundry_cli"]):
             return await _foundry_cli(asking, replace(server, kind="foundry"), asked["models"])
         if (offered := _lmstudio(told["lmstudio"])) is not None:
-            return _Seen((replace(server, kind="lmstudio", models=offered, problem=None),))
+            return _Seen((replace(server, kind="lmstudio", models=offered),))
         if version := _version(told["ollama"].told("version")):
-            found = await _ollama(asking, replace(server, kind="ollama", version=version))
-            if found is not None:
-                return _Seen((found,))
+            ollama = await _ollama(asking, replace(server, kind="ollama", version=version))
+            if ollama is not None:
+                return _Seen((ollama,))
         if "vllm" in owners:
             return _Seen((await _vllm(asking, replace(server, kind="vllm"), entries),))
         models = await asked["models"]
@@ -501,12 +509,15 @@ def _tokens(value: Any) -> int | None:
 def _other(server: Server, models: _Answer) -> Server:
     entries = models.listed()
     if entries is None:
-        return replace(server, problem=models.problem or NO_LIST)
+        return _failed(server, models.problem or NO_LIST)
 
     def offer(entry: dict[str, Any], id: str) -> Offered:
         return Offered(id, None, next(filter(None, (_tokens(entry.get(name)) for name in WINDOWS)), None))
 
-    return replace(server, models=_offered(entries, offer), problem=None)
+    offered = _offered(entries, offer)
+    # A Foundry Local that shows nothing but its models is known by them.
+    shown = any(FOUNDRY_ID.fullmatch(one.id) for one in offered)
+    return replace(server, kind="foundry" if shown else server.kind, models=offered)
 
 
 async def _llama(asking: _Asking, server: Server, entries: list[dict[str, Any]]) -> Server:
@@ -563,7 +574,7 @@ async def _ollama(asking: _Asking, server: Server) -> Server | None:
         return Offered(id, None if windows is None else id in windows, windows.get(id) if windows else None)
 
     entries = [one for one in listed or [] if isinstance(one, dict)]
-    return replace(server, models=_offered(entries, offer, "name"), problem=None)
+    return replace(server, models=_offered(entries, offer, "name"))
 
 
 # Foundry Local
@@ -582,7 +593,7 @@ def _is_foundry(status: _Answer) -> bool:
 async def _foundry(asking: _Asking, server: Server, listing: asyncio.Task[_Answer]) -> _Seen:
     """The service inside a program (2.x), and that of the newer command (0.10)."""
     root = asking.root
-    local = replace(server, base_url=f"{root}{LOCAL_CATALOGUE}/v1", problem=None)
+    local = replace(server, base_url=f"{root}{LOCAL_CATALOGUE}/v1")
     # The first question for the public catalogue takes seconds where there is no internet; the others wait for nothing.
     own, own_loaded, loaded, public = await asyncio.gather(
         asking.get(f"{local.base_url}/models"),
@@ -596,17 +607,17 @@ async def _foundry(asking: _Asking, server: Server, listing: asyncio.Task[_Answe
         entries = public.listed()
         models = _foundry_models(entries or [], loaded.strings())
         if entries is None:
-            server = replace(server, problem=public.problem or NO_LIST)
+            server = _failed(server, public.problem or NO_LIST)
         elif loaded.strings() is None or any("maxInputTokens" in entry or "parent" in entry for entry in entries):
-            server = replace(server, models=models, problem=None)
+            server = replace(server, models=models)
         else:
             # All that could be had, and nothing tells what was fetched: only what is loaded is sure to answer.
             ready, rest = _split(models, lambda offered: bool(offered.loaded))
-            server = replace(server, models=ready, catalogue=rest, problem=None)
+            server = replace(server, models=ready, catalogue=rest)
         if server.models or server.catalogue or not local.models:
             doors.append(server)
     if local.models or not doors:
-        doors.append(local if own.listed() is not None else replace(local, problem=own.problem or NO_LIST))
+        doors.append(local if own.listed() is not None else _failed(local, own.problem or NO_LIST))
     return _Seen(tuple(doors))
 
 
@@ -620,7 +631,7 @@ async def _foundry_cli(asking: _Asking, server: Server, listing: asyncio.Task[_A
     )
     entries = public.listed()
     if entries is None and cached.strings() is None:
-        return _Seen((replace(server, problem=public.problem or NO_LIST),))
+        return _Seen((_failed(server, public.problem or NO_LIST),))
     entries = entries or []
     known = {_unversioned(str(entry.get("id"))) for entry in entries}
     entries = entries + [{"id": id} for id in sorted(cached.strings() or ()) if _unversioned(id) not in known]
@@ -639,7 +650,7 @@ async def _foundry_cli(asking: _Asking, server: Server, listing: asyncio.Task[_A
         lambda entry, id: Offered(id, False, alias=_alias(entry.get("alias"))),
         "name",
     )
-    return _Seen((replace(server, models=models, catalogue=rest, problem=None),))
+    return _Seen((replace(server, models=models, catalogue=rest),))
 
 
 def _foundry_models(entries: list[dict[str, Any]], loaded: set[str] | None) -> tuple[Offered, ...]:

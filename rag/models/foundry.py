@@ -206,13 +206,14 @@ class FoundryServer(ChildServer):
         return None
 
     def _command(self) -> list[str]:
-        arguments = ["--home", str(self.home)]
+        # One word each, whatever the name begins with.
+        arguments = [f"--home={self.home}"]
         if self.source.folder is not None:
-            arguments += ["--folder", str(self.source.folder)]
+            arguments += [f"--folder={self.source.folder}"]
         else:
-            arguments += ["--model", self.source.model or "", "--limit", str(self._catalogue_limit_s)]
+            arguments += [f"--model={self.source.model}", f"--limit={self._catalogue_limit_s}"]
         if self._catalogue is not None:
-            arguments += ["--catalogue", self._catalogue]
+            arguments += [f"--catalogue={self._catalogue}"]
         return python_command("rag.models.foundry", *arguments)
 
     async def _address_of(self, process: asyncio.subprocess.Process) -> str | None:
@@ -336,6 +337,9 @@ def serve(
         sys.exit(1)
     except FoundryLocalException as error:
         teller.say(failure=f"Foundry Local says: {_plain(error)}. Mend that, or choose another model.")
+        sys.exit(1)
+    except OSError as error:
+        teller.say(failure=f"the disk does not allow it: {error}. Make room, or set RAG_CACHE_DIR to another folder.")
         sys.exit(1)
 
     async def pass_on() -> None:

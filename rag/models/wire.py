@@ -60,20 +60,22 @@ class Events:
         """The server said that this is all: `[DONE]`, or an answer in one piece."""
         self.began = False
         """Something came that is an event."""
+        self.broken: NotACompletion | None = None
+        """What came after the events that were told is no event."""
         self._rest = b""
         self._sniffed = False
         self._whole = False
         self._failing = False
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that are complete with these bytes. Raises NotACompletion."""
+        """The events that are complete with these bytes; after them, `broken` tells whether there are more."""
         if not self._sniffed:
             data = self._sniff(data)
         if self._rest:
             data = self._rest + data
         if len(data) > LARGEST_BYTES:
-            raise NotACompletion(f"more than {LARGEST_BYTES // 1_000_000} MB in one piece")
-        if self._whole or not self._sniffed:
+            self.broken = NotACompletion(f"more than {LARGEST_BYTES // 1_000_000} MB in one piece")
+        if self._whole or not self._sniffed or self.broken is not None:
             self._rest = data
             return []
         if b"\r" in data:
@@ -87,16 +89,18 @@ class Events:
     def end(self) -> list[Event]:
         """There are no more bytes. Half an event is none: then `done` stays False."""
         data, self._rest = self._rest, b""
-        if self._whole:
-            event = _parse(data)
-            self.done = self.began = True
-            return [event]
+        if not self._whole:
+            torn = self.began or data.startswith(b"data:")
+            events = self._events([data.rstrip(b"\r")])
+            self.broken = None if torn else self.broken
+            return events
         try:
-            return self._events([data.rstrip(b"\r")])
-        except NotACompletion:
-            if self.began or data.startswith(b"data:"):
-                return []
-            raise
+            event = _parse(data)
+        except NotACompletion as broken:
+            self.broken = broken
+            return []
+        self.done = self.began = True
+        return [event]
 
     def _sniff(self, data: bytes) -> bytes:
         """Go by what comes: some servers send either kind under the other's content type."""
@@ -106,31 +110,32 @@ class Events:
             self._sniffed = True
             self._whole = data[:1] in (b"{", b"[", b'"')
             if data[:1] == b"<":
-                raise NotACompletion(line(data))
+                self.broken = NotACompletion(line(data))
         return data
 
     def _events(self, lines: list[bytes]) -> list[Event]:
         events: list[Event] = []
-        for one in lines:
-            if one.startswith(b"data:"):
-                value = one[5:].strip()
-                if value.startswith(b"[DONE]"):
-                    self.done = True
-                    break
-                if value and value != b"null":
-                    event = _parse(value)
-                    if self._failing and "error" not in event:
-                        event = {"error": event}
-                    events.append(event)
-            elif one.startswith(b"error:"):
-                # llama.cpp, before 2025.
-                events.append({"error": _parse(one[6:].strip())})
-            elif one.startswith(b"event:"):
-                self._failing = one[6:].strip() == b"error"
-            elif not one:
-                self._failing = False
-            elif not self.began and not one.startswith((b":", b"id:", b"retry:")) and not events:
-                raise NotACompletion(line(one))
+        try:
+            for one in lines:
+                if one.startswith(b"data:"):
+                    value = one[5:].strip()
+                    if value.startswith(b"[DONE]"):
+                        self.done = True
+                        break
+                    if value and value != b"null":
+                        event = _parse(value)
+                        events.append({"error": event} if self._failing and "error" not in event else event)
+                elif one.startswith(b"error:"):
+                    # llama.cpp, before 2025.
+                    events.append({"error": _parse(one[6:].strip())})
+                elif one.startswith(b"event:"):
+                    self._failing = one[6:].strip() == b"error"
+                elif not one:
+                    self._failing = False
+                elif not self.began and not events and not one.startswith((b":", b"id:", b"retry:")):
+                    raise NotACompletion(line(one))
+        except NotACompletion as broken:
+            self.broken = broken
         self.began = self.began or bool(events)
         return events
 

@@ -5,6 +5,7 @@ where to draw the line was fitted (`calibration`), and what follows from it is t
 """
 
 import re
+from dataclasses import replace
 
 from rag.models.backend import Delta, Draft, Token
 
@@ -67,10 +68,7 @@ class Check:
         found = _LEAD.match(draft.text) if self.said is not None else None
         if found is None or not draft.text[found.end() :].strip():
             return draft
-        return Draft(
-            draft.leg, draft.model, draft.text[found.end() :], draft.tokens[self._before :], draft.usage,
-            draft.finish_reason,
-        )  # fmt: skip
+        return replace(draft, text=draft.text[found.end() :], tokens=draft.tokens[self._before :])
 
 
 def _lead(token: Token) -> float | None:

@@ -11,7 +11,7 @@ const LEG_SPANS = ["draft", "escalate"]; // these two enclose others: they are h
 export const list = (value) => (Array.isArray(value) ? value.filter((item) => (item ?? null) !== null) : []);
 
 // words: page.span_read page.span_rewrite page.span_retrieve page.span_load page.span_cite page.span_prompt
-// words: page.span_queue page.span_request page.span_first_token page.span_completion page.span_judge
+// words: page.span_queue page.span_request page.span_first_token page.span_thinking page.span_completion page.span_judge
 // words: page.signal_coverage page.signal_hit_strength page.signal_hit_margin page.signal_support
 // words: page.signal_alignment page.signal_mean_logprob page.signal_fact_logprob page.signal_absent_fact
 // words: page.signal_wrong_kind page.signal_refusal page.signal_looping page.signal_cut_off page.signal_sentence

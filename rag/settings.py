@@ -106,11 +106,16 @@ class Settings(BaseSettings):
     history_turns: int = Field(3, ge=0, le=20, description="earlier turns that a model sees")
     threads: int = Field(0, ge=0, le=256, description="threads of a model run here; 0: one for each physical core")
     llama_server: Path | None = Field(
-        None, description="a llama-server program to run models with; empty: the one of `smallfirst models build`, or ours"
+        None,
+        description="a llama-server program to run models with; empty: the one of `smallfirst models build`, or ours",
     )
-    tune: bool = Field(True, description="measure at the first start how many threads and which batch suit this machine")
+    tune: bool = Field(
+        True, description="measure at the first start how many threads and which batch suit this machine"
+    )
     idle_unload_s: float = Field(
-        1800, ge=0, description="a model run here that nobody asked for so long gives its memory back, seconds; 0: never"
+        1800,
+        ge=0,
+        description="a model run here that nobody asked for so long gives its memory back, seconds; 0: never",
     )
     prompt_cache_mb: int = Field(64, ge=0, le=65536, description="most memory of a model server's prompt cache, MB")
 

@@ -1,8 +1,9 @@
-"""Runs the whole suite: bring a browser, Tesseract and PostgreSQL, then two pytest processes.
+"""Runs the whole suite: bring a browser, Tesseract, PostgreSQL and an ONNX model, then two pytest processes.
 
 Two, because the browser driver runs an event loop of its own, beside which pytest's asyncio tests cannot run.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -45,8 +46,18 @@ def install(what: str, package: str) -> None:
             subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
 
 
+def bring_onnx_model() -> None:
+    """SmolLM2 for Foundry Local, made from its GGUF once, a minute; without it the tests marked foundry skip and say so."""
+    if importlib.util.find_spec("foundry_local_sdk") is None:
+        return
+    # The tests do not see the developer's settings either, so they look for it in the usual place.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
+    subprocess.run([sys.executable, "-m", "docs.onnx_from_gguf"], env=environment, stdin=subprocess.DEVNULL, check=False)
+
+
 def main() -> int:
     bring_browser()
+    bring_onnx_model()
     if shutil.which("tesseract") is None:
         install("Tesseract", "tesseract-ocr")  # without it, the test that reads a scanned page skips and says so
     if shutil.which("postgres") is None and not any(Path("/usr/lib/postgresql").glob("*/bin/postgres")):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from rag.errors import ModelError
-from rag.models.backend import Delta, Draft, Message, Piece, Reading, Token, Usage, Waiting
+from rag.models.backend import Delta, Draft, Message, Piece, Reading, Thinking, Token, Usage, Waiting
 from rag.models.legs import State
 from rag.trace import Trace
 
@@ -25,6 +25,10 @@ class Reply:
     waits: Sequence[int] = ()
     reads: Sequence[float] = ()
     """How far the prompt was read, each time that is told."""
+    aloud: str = ""
+    """Thought before the text, and only then said to have been thought."""
+    busy_s: float | None = None
+    """The server asks to be asked again after so long."""
     yes_over_no: float | None = None
     """By how much the first token is surer as Yes than as No; None where no rivals are told."""
     hold: asyncio.Event | None = None
@@ -56,12 +60,17 @@ class ScriptedBackend:
         try:
             for ahead in reply.waits:
                 yield Waiting(ahead)
+            if reply.busy_s is not None:
+                yield Waiting(0, reply.busy_s)
             with trace.span("request", self.leg):
                 await asyncio.sleep(0)
             with trace.span("first_token", self.leg):
                 for share in reply.reads:
                     yield Reading(share)
                 await asyncio.sleep(0)
+            if reply.aloud:
+                yield Delta(reply.aloud)
+                yield Thinking(retract=True)
             with trace.span("completion", self.leg):
                 for number, word in enumerate(reply.text.split(" ")):
                     if number and reply.hold is not None:

@@ -961,6 +961,12 @@ async def test_a_key_that_comes_back_in_an_error_is_not_repeated(form: str, code
     assert KEY[:12] not in "".join(traceback.format_exception(caught.value))
 
 
+async def test_what_is_too_short_for_a_key_is_not_looked_for() -> None:
+    async with served(sends(status(500)), api_key="m") as (backend, _):
+        with pytest.raises(ModelRefused, match="m at http"):
+            await collect(backend)
+
+
 @pytest.mark.parametrize("key", ["line\nbreak-in-it", "ключ-in-it"])
 async def test_a_key_that_cannot_be_sent_says_so(key: str) -> None:
     async with served(sends(HEADERS, *WHOLE), api_key=key) as (backend, _):

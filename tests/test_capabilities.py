@@ -51,7 +51,7 @@ class Shape:
     timings: bool = False
     slots: int = 8
     cancels: bool = True
-    pause_s: float = 0.004
+    pause_s: float = 0.002
     """For each token."""
     thinks: bool = False
     """So long that a tiny answer is all thought."""
@@ -261,7 +261,7 @@ EXPECTED: dict[str, tuple[Shape, Capabilities]] = {
     "a reasoning model": (REASONING, Capabilities(
         stream=True, usage=True, logprobs=False, context_tokens=200_000, penalties=False, stop=False, prompt_progress=False,
         refuses=frozenset(REASONING.refuses), length_field="max_completion_tokens")),
-    "one that does not cancel": (replace(LLAMA, cancels=False, window=1024), replace(
+    "one that does not cancel": (replace(LLAMA, cancels=False, window=1024, pause_s=0.005), replace(
         EMBEDDED, context_tokens=1024, prompt_tokens_per_s=480.0, cancels=False)),
     "one that obeys nothing": (replace(VLLM, stop=False, seed=False, caches=False, timings=True), replace(
         KNOWN, too_long="status", stop=False, seed=False, prompt_cache=False, prompt_tokens_per_s=480.0)),

@@ -600,3 +600,21 @@ async def test_an_uncalibrated_pair_is_told(session: Session, settings: Settings
     turn = await turn_of(session, ScriptedLegs([GOOD], []), settings)
     assert turn.verdict is not None
     assert "not calibrated for these models" in turn.verdict.reason
+
+
+async def test_what_was_thought_aloud_is_taken_back_and_no_part_of_the_answer(session: Session, settings: Settings) -> None:
+    text = "Zebras drink at the Mara river since 1974."
+    legs = ScriptedLegs([Reply(text, aloud="Let me see. Zebras, rivers...", busy_s=2)])
+    events = [e async for e in cascade.answer(QUESTION, session=session, legs=legs, settings=settings, mode="slm")]
+    kinds = [type(event).__name__ for event in events]
+    assert kinds.count("Retracted") == 1
+    back = kinds.index("Retracted")
+    assert "Let me see" in "".join(e.text for e in events[:back] if isinstance(e, cascade.Token))
+    phases = [event.detail for event in events if isinstance(event, cascade.Phase)]
+    assert any("2 s" in words for words in phases), "a busy server's wish is told"
+    assert any("thinking" in words for words in phases)
+    last = events[-1]
+    assert isinstance(last, cascade.Answered)
+    assert last.turn.answer.startswith(text.rstrip("."))
+    assert "Let me see" not in last.turn.answer
+    assert "".join(e.text for e in events[back:] if isinstance(e, cascade.Token)) == text

@@ -17,14 +17,12 @@ import psutil
 import pytest
 
 from rag.errors import UserError
-from rag.models import discovery
 from rag.models.discovery import (
     MOST_BYTES,
     NOT_ASKED,
     PLACES,
     TITLES,
     Offered,
-    Server,
     accepts,
     ask_foundry,
     find,
@@ -998,16 +996,3 @@ async def test_a_command_that_cannot_be_run_is_none(tmp_path: Path, monkeypatch:
     fake_foundry(tmp_path, monkeypatch, "")
     (tmp_path / "bin" / "foundry").write_bytes(b"#!/no/such/program\n")
     assert await ask_foundry() == []
-
-
-def test_a_server_says_nothing_secret_by_its_nature() -> None:
-    assert set(Server.__dataclass_fields__) == {
-        "base_url",
-        "kind",
-        "found_by",
-        "version",
-        "models",
-        "problem",
-        "catalogue",
-    }
-    assert discovery.TOTAL_S > discovery.COMMAND_S

@@ -25,6 +25,7 @@ from rag.corpus.library import Library
 from rag.errors import ModelUnreachable, UserError
 from rag.models import foundry
 from rag.models.backend import Backend, Delta, Draft
+from rag.models.child import ChildServer
 from rag.models.discovery import Offered
 from rag.models.foundry import (
     FoundryServer,
@@ -410,13 +411,28 @@ async def test_the_librarys_own_door_is_not_where_anybody_would_look(server: Fou
         socket.create_connection(("127.0.0.1", listening[hidden[0]]), timeout=5)
 
 
+class Unhindered(FoundryServer):
+    """As the library would run if nobody kept it from asking outside."""
+
+    def _environment(self) -> dict[str, str]:
+        return ChildServer._environment(self)
+
+
 @pytest.mark.foundry
-async def test_a_folders_model_asks_for_nothing_outside_but_the_upload_that_cannot_be_turned_off(
-    server: FoundryServer, outside: Outside
+async def test_a_folders_model_asks_for_nothing_outside_though_the_library_would(
+    server: FoundryServer, outside: Outside, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await answer(server)
-    await server.stop()
-    assert set(outside.asked) <= {"mobile.events.data.microsoft.com"}
+    listening = Outside()
+    for name, value in listening.environment.items():
+        monkeypatch.setenv(name, value)
+    elsewhere = settings.model_copy(update={"cache_dir": tmp_path / "other"})
+    try:
+        async with running(Unhindered(server.source, elsewhere)):
+            await until(lambda: listening.asked == ["mobile.events.data.microsoft.com"], PATIENCE_S)
+    finally:
+        listening.close()
+    assert outside.asked == []
 
 
 @pytest.mark.foundry

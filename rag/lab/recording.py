@@ -155,7 +155,9 @@ class _RecordedBackend:
             )
         if recorded["silent"]:
             raise ModelSilent(recorded["silent"])
-        yield Draft(self.leg, self.model, recorded["text"], tuple(tokens), usage, recorded["finish_reason"], self.runs_on)
+        yield Draft(
+            self.leg, self.model, recorded["text"], tuple(tokens), usage, recorded["finish_reason"], self.runs_on
+        )
 
     async def _record(self, messages: list[Message], max_tokens: int) -> dict[str, Any]:
         backend = await self._real.backend()

@@ -129,8 +129,9 @@ async def _time(runner: Runner, backend: Backend, rounds: int) -> Speed:
             async for piece in pieces:
                 if isinstance(piece, Draft):
                     draft = piece
-        first, completion = trace.find("first_token"), trace.find("completion")
-        if draft is None or draft.usage is None or first is None or completion is None:
+        first = trace.find("first_token")
+        wrote_ms = sum(span.duration_ms or 0 for span in trace.spans if span.name in ("thinking", "completion"))
+        if draft is None or draft.usage is None or first is None or not wrote_ms:
             raise ModelError(
                 f"{runner.model} on {runner.runtime} does not count its tokens, so its speed is not known."
             )
@@ -140,7 +141,7 @@ async def _time(runner: Runner, backend: Backend, rounds: int) -> Speed:
             continue  # loads what is loaded late
         read = draft.usage.input_tokens
         prefill.append(read / ((first.duration_ms or 0) / 1000))
-        decode.append((draft.usage.output_tokens - 1) / ((completion.duration_ms or 0) / 1000))
+        decode.append((draft.usage.output_tokens - 1) / (wrote_ms / 1000))
     return Speed(runner.runtime, runner.model, read, statistics.median(prefill), statistics.median(decode))
 
 

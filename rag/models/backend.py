@@ -581,7 +581,7 @@ class Backend:
         async with asyncio.timeout(max(asked.left_s, 0)):
             model = await self._resolve()
         if not model or model == self.model:
-            raise self._error(ModelUnknown, self._no_model(404), 404)
+            raise self._no_model(404)
         self.model = model
 
     def _named(self, error: openai.APIStatusError, fault: wire.Fault, wanted: dict[str, Any]) -> set[str]:
@@ -659,11 +659,12 @@ class Backend:
     def _check_address(self) -> str:
         return "Ask again." if self._cores is not None else f"Check the address, RAG_{self.leg.upper()}_BASE_URL."
 
-    def _no_model(self, status: int | None) -> str:
+    def _no_model(self, status: int | None, words: str = "It has no such model.") -> ModelUnknown:
         told = f" (status {status})" if status else ""
-        return (
-            f"{self._who} is not there: the server has no such model{told}."
-            f" Set RAG_{self.leg.upper()}_MODEL to one that it has."
+        return self._error(
+            ModelUnknown,
+            f"{self._who} is not there{told}: {words} Set RAG_{self.leg.upper()}_MODEL to one that it has.",
+            status,
         )
 
     def _too_long(self, needed: int | None, window: int | None, status: int | None = None) -> PromptTooLong:
@@ -690,7 +691,7 @@ class Backend:
         if fault.too_long:
             return self._too_long(fault.needed_tokens, fault.window_tokens, code)
         if fault.about_model:
-            return self._error(ModelUnknown, self._no_model(code), code)
+            return self._no_model(code, self._quoted(fault))
         if fault.about_path:
             return self._error(
                 ModelRefused, f"{self._who} is no address for a chat: {self._quoted(fault)} {self._check_address}", code
@@ -711,7 +712,7 @@ class Backend:
             text = f"{who} refused the key (status {status}). Set RAG_{leg}_API_KEY."
         elif self._knows_no_model(error, fault):
             if "loaded" not in fault.text:
-                return self._error(ModelUnknown, self._no_model(status), status)
+                return self._no_model(status, detail)
             text = (
                 f"{who} is not loaded there (status {status}): {detail} Load it, or set RAG_{leg}_MODEL to one that is."
             )

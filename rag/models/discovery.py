@@ -778,11 +778,11 @@ async def find(settings: Settings, places: Sequence[int] = PLACES) -> list[Serve
         return [] if searched and not seen.known else list(seen.servers)
 
     async def command() -> list[Server]:
-        told = [(how, address) for how, address in await ask_foundry() if _place(address) not in named]
-        first = dict.fromkeys(address for _, address in told)
-        found = await asyncio.gather(
-            *(look(next(how for how, of in told if of == one), one, None, searched=False) for one in first)
-        )
+        told: dict[str, str] = {}
+        for how, address in await ask_foundry():
+            if _place(address) not in named:
+                told.setdefault(address, how)
+        found = await asyncio.gather(*(look(how, address, None, searched=False) for address, how in told.items()))
         return [server for servers in found for server in servers]
 
     def start(work: Coroutine[Any, Any, list[Server]]) -> None:

@@ -60,6 +60,9 @@ INSTALL = "pip install 'smallfirst[foundry]'"
 CATALOGUE_LIMIT_S = 45
 # Longest silence of a download or of an execution provider's installation.
 STALL_LIMIT_S = 120
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+# The discard port of this machine, where nobody listens: a proxy that lets nothing through.
+NOWHERE = "http://127.0.0.1:9"
 PROGRESS_INTERVAL_S = 0.2
 # Execution providers as the library and genai_config.json write them: for a person, and the device where none is told.
 PROVIDERS: dict[str, tuple[str, str]] = {
@@ -215,6 +218,14 @@ class FoundryServer(ChildServer):
         if self._catalogue is not None:
             arguments += [f"--catalogue={self._catalogue}"]
         return python_command("rag.models.foundry", *arguments)
+
+    def _environment(self) -> dict[str, str]:
+        """A folder's model needs nobody outside, and the library reports its start to Microsoft even when told not to."""
+        own = super()._environment()
+        if self.source.folder is None:
+            return own
+        others = {name: value for name, value in own.items() if name.lower() not in PROXIES}
+        return {**others, **dict.fromkeys(PROXIES, NOWHERE), **dict.fromkeys(map(str.upper, PROXIES), NOWHERE)}
 
     async def _address_of(self, process: asyncio.subprocess.Process) -> str | None:
         self._told = None

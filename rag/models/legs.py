@@ -500,16 +500,20 @@ class Leg:
             if self._server is None:
                 self._server = self._embedded(path)
                 self._capabilities = capabilities.EMBEDDED
-        # Loading computes too; an answer in progress must not be slowed by it.
-        async with self._cores.claim():
-            await self._server.start()
+        if isinstance(place, Managed) and place.source.folder is None:
+            await self._server.start()  # it may fetch for an hour
+        else:
+            # Loading computes too; an answer in progress must not be slowed by it.
+            async with self._cores.claim():
+                await self._server.start()
         if isinstance(self._server, foundry.FoundryServer):
             self.model = self._server.model_id
         self._backend = self._make_backend(self._server.base_url)
         await self._backend.connect()
         self._used_at = asyncio.get_running_loop().time()
         self._set(State("ready"))
-        self._warm()
+        if isinstance(place, Embedded):  # Foundry Local's library keeps nothing of what it has read
+            self._warm()
 
     def _embedded(self, path: Path) -> EmbeddedServer:
         settings = self._settings

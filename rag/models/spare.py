@@ -78,8 +78,7 @@ class SpareTime:
     async def _run(self) -> None:
         while True:
             await self._wanted.wait()
-            job = self._jobs[0]
-            await self._quiet(job)
+            await self._quiet()
             job = self._jobs.popleft()
             self._gave_way = False
             self._running = asyncio.create_task(self._do(job), name=job.name)
@@ -98,7 +97,8 @@ class SpareTime:
             # Nobody waits for it, and the turn does without; but somebody may wonder.
             log.info("%s: %s", job.name, error)
 
-    async def _quiet(self, job: _Job) -> None:
+    async def _quiet(self) -> None:
         """Wait until nobody has asked for a while. The first job may change meanwhile."""
-        while self._busy() or asyncio.get_running_loop().time() - self._stirred_at < self._jobs[0].quiet_s:
-            await asyncio.sleep(LOOK_S)  # noqa: ASYNC110 - turns end in many places, none of which would announce it
+        # Turns end in many places, none of which would announce it.
+        while self._busy() or asyncio.get_running_loop().time() - self._stirred_at < self._jobs[0].quiet_s:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)

@@ -16,6 +16,7 @@ Only the beginning of an answer, white space aside, opens a thought: an answer t
 """
 
 import re
+from functools import cache
 from typing import Literal
 
 # The mark that opens, and the one that closes.
@@ -242,8 +243,17 @@ def _first(text: str, marks: tuple[str, ...]) -> tuple[int, str] | None:
 
 def _beginning(text: str, marks: tuple[str, ...]) -> int:
     """How many characters at the end of the text may be the beginning of a mark."""
-    for length in range(min(len(text), max(map(len, marks)) - 1), 0, -1):
-        end = text[-length:]
-        if any(mark.startswith(end) for mark in marks):
-            return length
+    tail = text[1 - _longest(marks) :]
+    for at, character in enumerate(tail):
+        # Almost no character begins a mark.
+        if character in BEGINNINGS and any(mark.startswith(tail[at:]) for mark in marks):
+            return len(tail) - at
     return 0
+
+
+@cache
+def _longest(marks: tuple[str, ...]) -> int:
+    return max(map(len, marks))
+
+
+BEGINNINGS = frozenset(mark[0] for mark in (*PAIRS.values(), *ENDS, *HEADERS, BARE_FINAL))

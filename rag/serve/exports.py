@@ -268,10 +268,10 @@ _AFTER: Final = (
     "input_tokens", "output_tokens", "at_least", "tokens_per_s", "cost", "currency", "cost_known", "energy_j", "watts",
     "citations", "notes",
 )  # fmt: skip
+_ASKED: Final = ("load", "prompt", "queue", "request", "first_token", "thinking", "completion")
 _SPANS: Final = (
     "read_ms", "rewrite_ms", "retrieve_ms", "cite_ms",
-    *(f"slm.{name}_ms" for name in ("draft", "load", "prompt", "queue", "request", "first_token", "completion", "judge")),
-    *(f"llm.{name}_ms" for name in ("escalate", "load", "prompt", "queue", "request", "first_token", "completion")),
+    *(f"slm.{name}_ms" for name in ("draft", *_ASKED, "judge")), *(f"llm.{name}_ms" for name in ("escalate", *_ASKED)),
 )  # fmt: skip
 """Always there, so that files of several conversations fit below one another; others follow as they occur."""
 

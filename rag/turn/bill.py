@@ -14,7 +14,8 @@ from rag.models.backend import Draft
 from rag.settings import Settings
 from rag.trace import Trace
 
-COMPUTING = ("first_token", "completion")
+COMPUTING = ("first_token", "thinking", "completion")
+WRITING = ("thinking", "completion")
 """The spans in which a model reads and writes; in the others we wait for somebody else."""
 
 
@@ -58,7 +59,7 @@ class Bill:
     at_least: bool
     """More tokens were used than are counted: a server did not report, or was hung up on before it did."""
     tokens_per_s: float | None
-    """Of the answering model, after its first token: (tokens - 1) / seconds of its `completion`."""
+    """Of the answering model, after its first token: (tokens - 1) / seconds in which it thought and wrote."""
     cost: float | None
     """In `currency`; None where a price or a count is missing that it needs."""
     currency: str
@@ -132,10 +133,12 @@ def _without_draft(drafts: Sequence[Draft], trace: Trace) -> list[str]:
 def _speed(draft: Draft, trace: Trace) -> float | None:
     written = _written(draft)
     # The draft that stands is that leg's last.
-    spans = [span for span in trace.spans if span.name == "completion" and span.leg == draft.leg]
-    if not spans or not spans[-1].duration_ms or written is None or written < 2:
+    spans = [span for span in trace.spans if span.name in WRITING and span.leg == draft.leg]
+    spans = spans[-2:] if len(spans) > 1 and spans[-2].name == "thinking" else spans[-1:]
+    wrote_ms = sum(span.duration_ms or 0 for span in spans)
+    if not wrote_ms or written is None or written < 2:
         return None
-    return (written - 1) / (spans[-1].duration_ms / 1000)
+    return (written - 1) / (wrote_ms / 1000)
 
 
 def _computed_s(trace: Trace, remote: Collection[str]) -> float:

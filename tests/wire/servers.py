@@ -150,19 +150,20 @@ def _chat(asked: Asked, chat: dict[str, Any]) -> Reply:
     wanted = asked.body
     known = chat.get("local_models" if asked.path.startswith("/catalogs/local/") else "models")
     if known is not None and wanted["model"] not in known:
-        return _shaped(chat["unknown_model"], model=wanted["model"])
-    for name, refusal in chat.get("refuses", {}).items():
+        refusal = "unloaded_model" if wanted["model"] in chat.get("unloaded", ()) else "unknown_model"
+        return _shaped(chat[refusal], model=wanted["model"])
+    for name, reason in chat.get("refuses", {}).items():
         if wanted.get(name):
-            body = {"error": {"message": refusal, "type": "invalid_request_error", "param": None, "code": None}}
+            body = {"error": {"message": reason, "type": "invalid_request_error", "param": None, "code": None}}
             return Reply(body, 400)
     if not wanted.get("stream"):
-        return Reply(_told(chat["whole"], wanted, chat))
+        return Reply(_told(chat["whole"], wanted))
     usage = (wanted.get("stream_options") or {}).get("include_usage")
-    events = [_told(event, wanted, chat) for event in chat["events"] if usage or event["choices"]]
+    events = [_told(event, wanted) for event in chat["events"] if usage or event["choices"]]
     return Reply([*events, "[DONE]"], content_type="text/event-stream")
 
 
-def _told(event: dict[str, Any], wanted: dict[str, Any], chat: dict[str, Any]) -> dict[str, Any]:
+def _told(event: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     """A recorded event for the model that was asked; its logprobs only where they were asked for."""
     event = json.loads(json.dumps(event)) | {"model": wanted["model"]}
     for choice in event["choices"] if not wanted.get("logprobs") else ():

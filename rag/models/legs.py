@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from rag.errors import ModelError, ModelUnknown, ModelUnreachable, RagError
 from rag.models import capabilities, discovery, foundry, native, places, tuning, weights
-from rag.models.backend import HERE, Backend, ChatBackend, Limits, Message, is_loopback
+from rag.models.backend import HERE, Backend, ChatBackend, Limits, Message
 from rag.models.capabilities import Tried
 from rag.models.child import ChildServer
 from rag.models.cores import Cores
@@ -178,7 +178,7 @@ class Leg:
     @property
     def leaves(self) -> bool:
         """Does its text leave this machine?"""
-        return isinstance(self._place, Hosted) and not is_loopback(self._place.server.base_url)
+        return isinstance(self._place, Hosted) and not discovery.is_loopback(self._place.server.base_url)
 
     @property
     def installed(self) -> bool:

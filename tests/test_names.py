@@ -325,7 +325,7 @@ def test_a_model_that_is_on_another_server_is_told_with_its_address() -> None:
     )
     here = Server("", "embedded", "catalogue", models=(Offered("qwen2.5-coder-0.5b"),))
     assert str(unknown("qwen2.5-coder-0.5b", [named, here])).endswith("runs here by itself: remove RAG_SLM_BASE_URL.")
-    assert "What runs here has qwen2.5-coder-0.5b" in str(unknown("phi-9", [named, here]))
+    assert "this program itself has qwen2.5-coder-0.5b" in str(unknown("phi-9", [named, here]))
 
 
 def test_a_model_that_could_be_fetched_is_told_with_the_command_that_fetches_it() -> None:

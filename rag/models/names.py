@@ -83,7 +83,7 @@ def _elsewhere(wanted: str, first: Server, other: Server) -> str:
 
 def _who(server: Server) -> str:
     if server.kind == "embedded":
-        return "What runs here"
+        return "this program itself"
     if server.found_by.endswith("_BASE_URL"):
         return f"{server.found_by} ({server.base_url})"
     return f"{server.title} at {server.base_url}"

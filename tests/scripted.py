@@ -115,6 +115,10 @@ class ScriptedLeg:
     def where(self) -> str:
         return self.backend_.where
 
+    @property
+    def runs_on(self) -> str:
+        return self.backend_.runs_on
+
     def start(self) -> None:
         pass
 

@@ -460,6 +460,12 @@ async def test_an_answer_that_has_ended_is_whole_whatever_comes_after(tail: Answ
     assert (text, draft.text, draft.finish_reason, len(draft.tokens)) == ("Hello", "Hello", "stop", 2)
 
 
+async def test_nobody_waits_long_for_what_follows_the_last_word() -> None:
+    async with served(sends(HEADERS, *WHOLE[:3], then=None), limits=Limits(1, 60, 60)) as (backend, _):
+        async with asyncio.timeout(20):
+            assert (await collect(backend))[1].text == "Hello"
+
+
 async def test_one_connection_serves_many_questions() -> None:
     connections = 0
 
@@ -712,6 +718,7 @@ THOUGHTS = {
         "<|channel|>", "analysis", "<|message|>", "Hm.", "<|end|>", "<|start|>", "assistant", "<|channel|>", "final",
         "<|message|>", "Hel", "lo", "<|return|>")],
     "harmony without its marks": [written(text) for text in ("analysis", "We", " think.", "assistant", "final", "Hel", "lo")],
+    "blank ones": [written(text) for text in ("<think>", "\n\n", "</think>", "\n\n", "Hel", "lo")],
 }  # fmt: skip
 
 
@@ -864,24 +871,29 @@ async def test_a_piece_that_came_without_its_tokens_ends_what_is_told_of_them() 
         async with served(sends(HEADERS, written(first), event("b"), written("c"), STOP)) as (backend, _):
             deltas = [piece for piece in await pieces_of(backend) if isinstance(piece, Delta)]
         assert [(delta.text, len(delta.tokens)) for delta in deltas] == rest
+    torn = written("Hello", token("Hel"), token("lo", math.nan))
+    async with served(sends(HEADERS, torn, STOP)) as (backend, _):
+        assert (await pieces_of(backend))[0] == Delta("Hello")
 
 
 async def test_rivals_that_say_nothing_are_left_out() -> None:
-    top = [
-        token("a", -0.1),
-        token("b", math.nan),
-        token("c", None),
-        7,
-        {"token": None, "logprob": -1},
-        token("f", 0.5),
-        token("g", -3),
-    ]
-    async with served(
-        sends(HEADERS, written("a", token("a", top_logprobs=top)), written("b", token("b", top_logprobs=None)), STOP)
-    ) as (backend, _):
+    odd = [token("b", math.nan), token("c", None), 7, {"token": None, "logprob": -1}]
+    top = [token("a", -0.1), *odd, token("f", -3), token("g", -4)]
+    pieces = [written("a", token("a", top_logprobs=top)), written("b", token("b", top_logprobs=None))]
+    async with served(sends(HEADERS, *pieces, STOP)) as (backend, _):
         first, second = (await collect(backend))[1].tokens
-    assert (first.top, first.top_texts) == ((-0.1,), ("a",))
+    assert (first.top, first.top_texts) == ((-0.1,), ("a",)), "of the five that were asked for"
     assert second.top == ()
+
+
+async def test_half_a_character_in_a_token_can_be_written_down() -> None:
+    half = token("x").copy() | {"token": "\ud83e"}
+    pieces = [written("x", token("x", top_logprobs=[token("x"), half])), written("🦓", half, half)]
+    async with served(sends(HEADERS, *pieces, STOP)) as (backend, _):
+        draft = (await collect(backend))[1]
+    assert draft.text == "x🦓"
+    assert [one.text for one in draft.tokens] == ["x", "\ufffd", "\ufffd"]
+    assert draft.tokens[0].top_texts == ("x", "\ufffd")
 
 
 # --- errors that have names ------------------------------------------------------------------------------------------

@@ -498,3 +498,10 @@ def test_a_person_reads_yes_no_and_not_told() -> None:
     assert table["writes"] == "18 tokens/s"
     assert table["too long a prompt"] == "refused"
     assert {value for name, value, _ in rows(Capabilities()) if name != "refuses"} == {"not told"}
+
+
+def test_the_table_names_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    capabilities.show("phi-4-mini:5", SEEN)
+    shown = capsys.readouterr().out
+    assert "phi-4-mini:5" in shown
+    assert all(name in shown for name, _, _ in rows(SEEN))

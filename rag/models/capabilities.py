@@ -481,10 +481,11 @@ def rows(seen: Capabilities) -> list[tuple[str, str, str]]:
 
 def show(model: str, seen: Capabilities) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from rag import terminal  # which knows the legs, and they know this
 
-    table = Table("it", "", "what it means", title=model, title_justify="left")
+    table = Table("it", "", "what it means", title=Text(model), title_justify="left")
     for row in rows(seen):
         table.add_row(*row)
     terminal.out.print(table)

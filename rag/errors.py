@@ -4,6 +4,7 @@
     ├── UserError           the caller can mend it: an argument, a file, a setting (exit status 2)
     │   └── DocumentError   one document cannot be read; the others are not touched
     ├── WeightsError        a model file could not be had, or is not the file it should be
+    ├── BuildError          llama.cpp could not be compiled here (`models.native`)
     └── ModelError          a model did not answer
         ├── ModelUnreachable    nothing listens there, or it stopped listening
         ├── ModelTimeout        it listens and does not answer in time

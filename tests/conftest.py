@@ -42,7 +42,7 @@ for name in [name for name in os.environ if name.startswith(("RAG_", "CHAINLIT_"
     del os.environ[name]
 os.environ.pop("FOUNDRY_LOCAL_ENDPOINT", None)
 # Nor must servers that happen to run on the developer's machine; and nobody waits here for what suits it best.
-os.environ.update(RAG_DISCOVER="false", RAG_TUNE="false")
+os.environ.update(RAG_DISCOVER="false", RAG_TUNE="false", RAG_PROBE="false")
 
 
 async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:

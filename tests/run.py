@@ -52,7 +52,9 @@ def bring_onnx_model() -> None:
         return
     # The tests do not see the developer's settings either, so they look for it in the usual place.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
-    subprocess.run([sys.executable, "-m", "docs.onnx_from_gguf"], env=environment, stdin=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        [sys.executable, "-m", "docs.onnx_from_gguf"], env=environment, stdin=subprocess.DEVNULL, check=False
+    )
 
 
 def main() -> int:

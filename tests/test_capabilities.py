@@ -45,6 +45,8 @@ class Shape:
     )
     stop: bool = True
     seed: bool = True
+    wobbles: bool = False
+    """A prompt that is read for the first time leads to other words."""
     caches: bool | None = True
     """None: it does not tell."""
     progress: bool = False
@@ -134,6 +136,8 @@ class ShapedServer:
     def words(self, body: dict[str, Any], most: int) -> tuple[list[str], str]:
         sure = body.get("temperature") == 0
         chance = random.Random(body["seed"] if body.get("seed") is not None and self.shape.seed else None)
+        if self.shape.wobbles and body["messages"][-1]["content"] not in self.read:
+            chance.random()
         words = [f"{WORDS[at % len(WORDS)] if sure else chance.choice(WORDS)} " for at in range(most)]
         for at, word in enumerate(words if self.shape.stop else ()):
             if any(mark in word for mark in body.get("stop") or ()):
@@ -339,6 +343,16 @@ async def test_the_window_is_learnt_from_the_refusal_and_a_large_one_is_left_alo
         seen = await probe(url, VLLM.model, timeout_s=10, context_tokens=131_072)
         assert seen.too_long is None
         assert max(len(str(body)) for body in server.asked) < 2000
+
+
+async def test_a_window_larger_than_it_was_told_cuts_nothing() -> None:
+    async with shaped(replace(VLLM, window=100_000)) as (url, _):
+        assert (await probe(url, VLLM.model, timeout_s=10, context_tokens=1000)).too_long is None
+
+
+async def test_a_seed_is_obeyed_although_the_first_reading_makes_a_difference() -> None:
+    async with shaped(replace(VLLM, wobbles=True)) as (url, _):
+        assert (await probe(url, VLLM.model, timeout_s=10)).seed is True
 
 
 async def test_only_our_own_sentences_are_sent_and_the_key_to_nobody_else() -> None:

@@ -602,7 +602,9 @@ async def test_an_uncalibrated_pair_is_told(session: Session, settings: Settings
     assert "not calibrated for these models" in turn.verdict.reason
 
 
-async def test_what_was_thought_aloud_is_taken_back_and_no_part_of_the_answer(session: Session, settings: Settings) -> None:
+async def test_what_was_thought_aloud_is_taken_back_and_no_part_of_the_answer(
+    session: Session, settings: Settings
+) -> None:
     text = "Zebras drink at the Mara river since 1974."
     legs = ScriptedLegs([Reply(text, aloud="Let me see. Zebras, rivers...", busy_s=2)])
     events = [e async for e in cascade.answer(QUESTION, session=session, legs=legs, settings=settings, mode="slm")]

@@ -142,8 +142,7 @@ async def _wanted(subject: Subject, leg: "LegName") -> Seen:
 
 
 def _on_server(subject: Subject, place: "Hosted", missed: Status, more: str) -> Seen:
-    from rag.models.discovery import is_loopback
-    from rag.models.discovery import NOT_ASKED
+    from rag.models.discovery import NOT_ASKED, is_loopback
 
     server, remote = place.server, subject.settings.remote
     detail = f"{place.model} at {server.base_url} ({place.runs_on})"

@@ -32,8 +32,8 @@ from rag.corpus.library import Library
 from rag.errors import RagError, UserError
 from rag.lab.machine import machine
 from rag.models.backend import Message
+from rag.models.child import KEY_VARIABLE
 from rag.models.legs import Legs
-from rag.models.runtime import KEY_VARIABLE
 from rag.settings import Settings
 from rag.turn import cascade
 from rag.turn.session import Session

@@ -517,16 +517,17 @@ class Leg:
 
     def _embedded(self, path: Path) -> EmbeddedServer:
         settings = self._settings
-        tuned = tuning.load(settings.cache_dir, path) if settings.tune else None
-        if tuned is None and settings.tune and not settings.threads and self.spare is not None:
+        own, threads = settings.llama_server, settings.threads
+        tuned = tuning.load(settings.cache_dir, path, llama_server=own, threads=threads) if settings.tune else None
+        if tuned is None and settings.tune and not threads and self.spare is not None:
             self.spare.add(f"measure what suits {self.model}", lambda: self._tune(path))
         return EmbeddedServer(
             self.model,
             path,
             context_tokens=settings.context_tokens,
-            threads=settings.threads or (tuned.threads if tuned else 0),
+            threads=threads or (tuned.threads if tuned else 0),
             prompt_cache_mb=settings.prompt_cache_mb,
-            program=settings.llama_server or (tuned.program if tuned else native.find(settings.cache_dir)),
+            program=own or (tuned.program if tuned else native.find(settings.cache_dir)),
             **({"batch_tokens": tuned.batch_tokens} if tuned else {}),
         )
 

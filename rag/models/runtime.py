@@ -31,9 +31,6 @@ from rag.models.child import (
     python_command,
     status_of,
 )
-from rag.models.cores import Cores
-
-__all__ = ["BATCH_TOKENS", "KEY_VARIABLE", "Cores", "EmbeddedServer"]
 
 # Tokens that llama.cpp computes in one go; between two of them it looks whether the client has gone, and reports its
 # progress. Its own 2048 made a closed stream hold the server for a whole prompt, and at 256 a prompt is read as fast

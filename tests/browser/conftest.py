@@ -145,6 +145,8 @@ def scripted_url(browser: Browser, scripted: ScriptedServer, tmp_path_factory: p
         "RAG_CACHE_DIR": str(folder / "cache"),
         "RAG_SLM_BASE_URL": scripted.url, "RAG_SLM_MODEL": "small", "RAG_LLM_BASE_URL": scripted.url,
         "RAG_LLM_MODEL": "large", "RAG_DISCONNECT_GRACE_S": "0.5",
+        # A server that writes far more than it was asked for is cut off; here one writes thousands of words.
+        "RAG_SLM_MAX_TOKENS": "4000",
     }  # fmt: skip
     with chat(free_port(), log, **environment) as url:
         yield url

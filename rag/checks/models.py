@@ -213,8 +213,9 @@ def _spelled(known: "Capabilities") -> str:
     told = [
         "streams" if known.stream else "does not stream",
         f"logprobs of the best {known.top_logprobs or 1}" if known.logprobs else "no logprobs",
-        "stops when nobody listens" if known.cancels else "computes on when nobody listens",
     ]
+    if known.cancels is not None:
+        told.append("stops when nobody listens" if known.cancels else "computes on when nobody listens")
     if known.tokens_per_s:
         told.append(f"{known.tokens_per_s:,.0f} tokens/s")
     if known.refuses:

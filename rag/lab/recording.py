@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from rag.errors import ModelSilent, UserError
-from rag.models.backend import ChatBackend, Delta, Draft, Message, Piece, Token, Usage, Waiting
+from rag.models.backend import ChatBackend, Delta, Draft, Message, Piece, Thinking, Token, Usage, Waiting
 from rag.models.legs import Leg, Legs, State
 from rag.trace import Trace
 
@@ -173,6 +173,9 @@ class _RecordedBackend:
                 async for piece in stream:
                     if isinstance(piece, Waiting):
                         began = time.perf_counter()
+                    elif isinstance(piece, Thinking) and piece.retract:
+                        pieces.clear()
+                        reached = 0
                     elif isinstance(piece, Draft):
                         draft = piece
                     elif isinstance(piece, Delta):

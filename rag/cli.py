@@ -11,12 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from typing import Any
 
 from rag import __version__
-from rag.errors import RagError, UserError
+from rag.errors import ModelError, RagError, UserError
 from rag.settings import MODES, Settings
 
 
@@ -184,6 +184,8 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
         terminal.notices.print(report.line, markup=False)
 
     legs = Legs(settings)
+    with suppress(ModelError):  # whoever is asked will tell
+        await legs.located()
     telemetry = Telemetry(settings.otlp_endpoint, __version__)
     try:
         first = legs.llm if settings.mode == "llm" else legs.slm

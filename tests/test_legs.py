@@ -20,7 +20,7 @@ from rag.turn import cascade
 from rag.turn.session import Session
 
 from .conftest import until
-from .wire.servers import serving, wire
+from .wire.servers import Reply, serving, wire
 
 
 @pytest.fixture
@@ -288,6 +288,39 @@ async def test_a_model_that_was_renamed_on_its_server_is_looked_up_once_more(lib
             assert turn.drafts[-1].model == old
         finally:
             await legs.close()
+
+
+async def test_the_workshops_pair_answers_where_foundry_local_has_it_and_its_end_holds_nobody_up(
+    library: Library, tmp_path: Path
+) -> None:
+    ended = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ended.wait()
+        writer.close()
+
+    hub = await asyncio.start_server(slow, "127.0.0.1", 0)
+    cache = wire("foundry-cli")["gets"]["/v1/models"]["body"]
+    both = [*cache["data"], cache["data"][0] | {"id": "gpt-oss-20b-cuda-gpu:1"}]
+    async with serving("foundry-cli", replies={"/v1/models": Reply(cache | {"data": both})}) as address:
+        settings = hosted(
+            tmp_path, foundry_endpoint=address, weights_source="hub",
+            hub_url=f"http://127.0.0.1:{hub.sockets[0].getsockname()[1]}",
+        )  # fmt: skip
+        legs = Legs(settings)
+        await legs.located()
+        turn = await ask(legs, library, settings, "slm")
+        assert turn.drafts[0].model.lower().startswith("phi-4-mini-instruct")
+        assert legs.llm.model.startswith("gpt-oss-20b")
+    try:
+        # The models that run here would be next, and nobody waits for hundreds of megabytes in the middle of a turn.
+        with pytest.raises(ModelUnreachable, match="on its way here"):
+            await legs.slm.backend()
+        assert legs.slm.state.phase == "fetching"
+    finally:
+        ended.set()
+        await legs.close()
+        hub.close()
 
 
 # --- looked after ----------------------------------------------------------------------------------------------------

@@ -266,9 +266,7 @@ class Leg:
         if self._backend is not None and await self._is_gone():
             await self._lose()
         if self._backend is None:
-            await asyncio.shield(self.start())
-            if reason := self._failure():
-                raise ModelUnreachable(reason)
+            await self._started(lost=self._failure() is not None)
         if self._server is not None:
             # After a crash the server comes back on another port.
             try:
@@ -282,6 +280,24 @@ class Leg:
                 self._backend = self._make_backend(self._server.base_url)
         assert self._backend is not None, "a leg that started has a backend"
         return self._backend
+
+    async def _started(self, *, lost: bool) -> None:
+        """Wait for the start. One whose server was `lost` may find another way; nobody waits through a download for it."""
+        starting = self.start()
+        async with contextlib.aclosing(self.changes()) as states:
+            watching = asyncio.ensure_future(anext(states))
+            try:
+                while not starting.done():
+                    await asyncio.wait([starting, watching], return_when=asyncio.FIRST_COMPLETED)
+                    if lost and self._state.phase in PROGRESS:
+                        raise ModelUnreachable(f"The {SPOKEN[self.name]} is on its way here: {self._state.words}.")
+                    if watching.done():
+                        watching = asyncio.ensure_future(anext(states))
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+        if reason := self._failure():
+            raise ModelUnreachable(reason)
 
     async def changes(self) -> AsyncGenerator[State, None]:
         """The state now, and each later one."""
@@ -557,7 +573,7 @@ class Leg:
         if not after_s or now - self._used_at < after_s or self.streaming or self._server is None:
             return
         async with self._cores.claim():
-            if now - self._used_at < after_s:
+            if asyncio.get_running_loop().time() - self._used_at < after_s:
                 return  # somebody came while we waited
             await self._drop_backend()
             await self._server.stop()

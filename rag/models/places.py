@@ -121,11 +121,9 @@ def declared(leg: LegName, settings: Settings) -> Place | None:
         return Embedded(file=file)
     if source := foundry.parse(model, variable):
         return Managed(source)
-    if model in weights.CATALOGUE and not settings.discover:
-        return Embedded(weights.find(model))
-    if not settings.discover and settings.foundry_endpoint is None:
-        weights.find(model)  # says which there are
-    return None
+    if settings.discover or settings.foundry_endpoint is not None:
+        return None
+    return Embedded(weights.find(model))
 
 
 async def locate(leg: LegName, settings: Settings, search: Search) -> tuple[Place, str]:

@@ -582,6 +582,8 @@ class Leg:
     async def _fetch(self) -> Path:
         chosen = self._weights
         assert chosen is not None
+        if not self.installed:
+            self._set(State("fetching", 0, chosen.size_bytes))  # before the first byte, which may be long in coming
         return await asyncio.to_thread(
             weights.pull,
             chosen,

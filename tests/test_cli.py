@@ -1,5 +1,6 @@
 """The terminal door, as a person types it: a process of its own, its outputs and its exit status."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from rag.cli import main
 from rag.lab.labels import Labels
 
 from .conftest import CORPUS
+from .wire.servers import serving
 
 
 def smallfirst(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -164,3 +166,35 @@ def test_models_list_names_all_three(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["models", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
     assert [row["name"] for row in rows] == ["smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"]
+
+
+async def test_a_server_is_probed_once_and_listed_with_what_was_seen(tmp_path: Path) -> None:
+    async with serving("llama.cpp") as address:
+        named = {"RAG_CACHE_DIR": str(tmp_path), "RAG_SLM_BASE_URL": address.v1}
+        probed = await asyncio.to_thread(smallfirst, "models", "probe", address, "--json", **named)
+        assert probed.returncode == 0, probed.stderr
+        seen = json.loads(probed.stdout.splitlines()[-1])
+        (model,) = seen["capabilities"]
+        assert seen["capabilities"][model]["logprobs"] is True
+        listed = await asyncio.to_thread(smallfirst, "models", "list", "--json", **named)
+        (server,) = json.loads(listed.stdout.splitlines()[-1])["servers"]
+        assert (server["kind"], server["models"][0]["id"]) == ("llama.cpp", model)
+        assert server["models"][0]["capabilities"] == seen["capabilities"][model]
+
+
+def test_a_server_that_is_not_there_cannot_be_probed() -> None:
+    done = smallfirst("models", "probe", "http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "127.0.0.1:9" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_doctor_says_whether_the_chat_could_work(tmp_path: Path) -> None:
+    kept = {"RAG_CACHE_DIR": str(tmp_path / "cache"), "RAG_DATA_DIR": str(tmp_path / "data")}
+    well = smallfirst("doctor", "--json", "--port", "8123", **kept)
+    told = json.loads(well.stdout.splitlines()[-1])
+    assert (well.returncode, told["ok"]) == (0, True), told
+    ill = smallfirst("doctor", "--json", **kept, RAG_SLM_BASE_URL="http://127.0.0.1:9/v1")
+    told = json.loads(ill.stdout.splitlines()[-1])
+    assert (ill.returncode, told["ok"]) == (1, False)
+    assert any(check["status"] == "bad" and check["mend"] for check in told["checks"])

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rag.lab.machine import machine
 from rag.models import discovery, foundry, native, weights
 from rag.models.backend import Backend, Draft, Message
 from rag.models.capabilities import EMBEDDED
+from rag.models.child import ChildServer
 from rag.models.cores import Cores
 from rag.models.runtime import EmbeddedServer
 from rag.settings import Settings
@@ -166,61 +168,42 @@ async def _runners(settings: Settings, wanted: tuple[str, ...]) -> AsyncIterator
         programs.append((f"llama.cpp, {settings.llama_server}", settings.llama_server))
     for name, path in here:
         for runtime, program in programs:
-            yield Runner(runtime, name, _embedded(settings, name, path, program))
+            embedded = EmbeddedServer(
+                name, path, context_tokens=settings.context_tokens, threads=settings.threads, program=program
+            )
+            yield Runner(runtime, name, partial(_started, embedded))
     if "foundry" in wanted and foundry.installed():
-        for folder in sorted((settings.cache_dir / "onnx").glob("*/genai_config.json")):
-            yield Runner("Foundry Local, ONNX", folder.parent.name, _managed(settings, folder.parent))
+        for config in sorted((settings.cache_dir / "onnx").glob("*/genai_config.json")):
+            server = foundry.FoundryServer(foundry.Source(folder=config.parent), settings)
+            yield Runner("Foundry Local, ONNX", config.parent.name, partial(_started, server))
     if "servers" in wanted:
-        for server in await discovery.find(settings):
-            for offered in server.models:
+        for found in await discovery.find(settings):
+            for offered in found.models:
                 if offered.loaded is not False:
-                    title = f"{discovery.TITLES[server.kind]} at {server.base_url}"
-                    yield Runner(title, offered.id, _hosted(server, offered.id))
+                    title = f"{discovery.TITLES[found.kind]} at {found.base_url}"
+                    key = settings.key_for(found.base_url)
+                    yield Runner(title, offered.id, partial(_asked, offered.id, found.base_url, api_key=key))
 
 
-def _embedded(
-    settings: Settings, name: str, path: Path, program: Path | None
-) -> Callable[[], AbstractAsyncContextManager[Backend]]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Backend]:
-        server = EmbeddedServer(
-            name, path, context_tokens=settings.context_tokens, threads=settings.threads, program=program
-        )
-        await server.start()
-        backend = Backend("slm", name, server.base_url, api_key=server.api_key, cores=Cores(), capabilities=EMBEDDED)
-        try:
+@asynccontextmanager
+async def _asked(model: str, base_url: str, **more: Any) -> AsyncIterator[Backend]:
+    backend = Backend("slm", model, base_url, **more)
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+@asynccontextmanager
+async def _started(server: ChildServer) -> AsyncIterator[Backend]:
+    await server.start()
+    try:
+        if isinstance(server, foundry.FoundryServer):
+            opened = _asked(server.model_id, server.base_url, api_key=server.api_key)
+        else:
+            more = {"api_key": server.api_key, "cores": Cores(), "capabilities": EMBEDDED}
+            opened = _asked(server.name, server.base_url, **more)
+        async with opened as backend:
             yield backend
-        finally:
-            await backend.close()
-            await server.stop()
-
-    return opened
-
-
-def _managed(settings: Settings, folder: Path) -> Callable[[], AbstractAsyncContextManager[Backend]]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Backend]:
-        source = foundry.parse(str(folder), "--backend")
-        assert source is not None, "a folder with genai_config.json is a model"
-        server = foundry.FoundryServer(source, settings)
-        await server.start()
-        backend = Backend("slm", server.model_id, server.base_url, api_key=server.api_key)
-        try:
-            yield backend
-        finally:
-            await backend.close()
-            await server.stop()
-
-    return opened
-
-
-def _hosted(server: discovery.Server, model: str) -> Callable[[], AbstractAsyncContextManager[Backend]]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Backend]:
-        backend = Backend("slm", model, server.base_url)
-        try:
-            yield backend
-        finally:
-            await backend.close()
-
-    return opened
+    finally:
+        await server.stop()

@@ -17,18 +17,16 @@ import psutil
 import pytest
 
 from rag.errors import UserError
+from rag.models.addresses import accepts, is_loopback, tidy
 from rag.models.discovery import (
     MOST_BYTES,
     NOT_ASKED,
     PLACES,
     TITLES,
     Offered,
-    accepts,
     ask_foundry,
     find,
     identify,
-    is_loopback,
-    tidy,
 )
 from rag.models.runtime import EmbeddedServer
 from rag.settings import Settings

@@ -258,7 +258,7 @@ async def test_a_server_elsewhere_hears_nothing_before_a_turn_may_go_there(
         heard.append(await reader.read(1))
         writer.close()
 
-    monkeypatch.setattr("rag.models.discovery.is_loopback", lambda url: "127.0.0.2" not in url)
+    monkeypatch.setattr("rag.models.addresses.is_loopback", lambda url: "127.0.0.2" not in url)
     listener = await asyncio.start_server(hear, "127.0.0.2", 0)
     elsewhere = f"http://127.0.0.2:{listener.sockets[0].getsockname()[1]}/v1"
     async with serving("llama.cpp") as small:

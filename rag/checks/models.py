@@ -142,7 +142,8 @@ async def _wanted(subject: Subject, leg: "LegName") -> Seen:
 
 
 def _on_server(subject: Subject, place: "Hosted", missed: Status, more: str) -> Seen:
-    from rag.models.discovery import NOT_ASKED, is_loopback
+    from rag.models.addresses import is_loopback
+    from rag.models.discovery import NOT_ASKED
 
     server, remote = place.server, subject.settings.remote
     detail = f"{place.model} at {server.base_url} ({place.runs_on})"
@@ -163,7 +164,7 @@ def _on_server(subject: Subject, place: "Hosted", missed: Status, more: str) -> 
 
 async def capabilities(subject: Subject) -> Seen:
     """Of models on servers: what the chat has tried, or what is tried now."""
-    from rag.models.discovery import is_loopback
+    from rag.models.addresses import is_loopback
 
     seen = []
     for leg, place in (await _hosted(subject)).items():

@@ -31,6 +31,7 @@ from rag.errors import (
     PromptTooLong,
 )
 from rag.models import wire
+from rag.models.addresses import is_loopback
 from rag.models.answer import TOP_LOGPROBS as TOP_LOGPROBS
 from rag.models.answer import Answer
 from rag.models.answer import Delta as Delta
@@ -38,7 +39,6 @@ from rag.models.answer import Token as Token
 from rag.models.answer import Usage as Usage
 from rag.models.capabilities import Capabilities
 from rag.models.cores import Cores
-from rag.models.discovery import is_loopback as is_loopback
 from rag.models.thinking import Splitter
 from rag.trace import Span, Trace
 

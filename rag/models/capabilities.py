@@ -19,9 +19,9 @@ import httpx2
 
 from rag.errors import ModelBroke, ModelRefused, ModelTimeout
 from rag.models import wire
+from rag.models.addresses import is_loopback
 from rag.models.answer import TOP_LOGPROBS
 from rag.models.asking import SPEED_TOKENS, Asking, Heard
-from rag.models.discovery import is_loopback
 
 TooLong = Literal["status", "event", "cut"]
 LengthField = Literal["max_tokens", "max_completion_tokens"]

@@ -20,7 +20,6 @@ from the documentation and source of each, Foundry Local's also from notes on a 
 """
 
 import asyncio
-import ipaddress
 import json
 import os
 import re
@@ -38,6 +37,7 @@ import psutil
 
 from rag import __version__
 from rag.errors import UserError
+from rag.models import addresses
 from rag.settings import Settings
 
 Kind = Literal["embedded", "foundry", "llama.cpp", "ollama", "lmstudio", "vllm", "openai"]
@@ -161,82 +161,6 @@ class Server:
         }
 
 
-# Addresses
-
-
-def tidy(address: str) -> str:
-    """The base address that is meant: with a scheme, with /v1 where there is no path. Raises UserError.
-
-    Understands what people copy: a host and port alone, the address of an endpoint, that of Foundry Local's status.
-    """
-    text = address.strip()
-    try:
-        if any(letter.isspace() for letter in text):
-            raise ValueError("an address has no spaces")
-        url = httpx2.URL(text if "://" in text else f"http://{text}")
-        port = url.port
-    except (httpx2.InvalidURL, ValueError):
-        raise UserError(f"{_harmless(text)} is no address. Give one like http://127.0.0.1:11434/v1.") from None
-    if url.scheme not in ("http", "https") or not url.host or (port is not None and not 0 < port < 65536):
-        raise UserError(f"{_harmless(text)} is no address. Give one like http://127.0.0.1:11434/v1.")
-    if url.userinfo or url.query or url.fragment:
-        raise UserError(
-            f"The address of a model server at {url.host} holds more than scheme, host, port and path. Names, passwords"
-            " and keys would be shown with it: put a key in RAG_SLM_API_KEY or RAG_LLM_API_KEY instead."
-        )
-    # Where a server listens on every interface, this machine's own is meant.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(url.host, url.host)
-    path = url.raw_path.decode().partition("?")[0].rstrip("/")
-    for end in ("/chat/completions", "/completions", "/models", "/openai/status", "/status"):
-        if path.endswith(end):
-            path = path.removesuffix(end)
-            break
-    return f"{_origin(url.copy_with(host=host))}{path or '/v1'}"
-
-
-def host_of(base_url: str) -> str:
-    """The server's host, for a person."""
-    return httpx2.URL(base_url).host or base_url
-
-
-def is_loopback(base_url: str) -> bool:
-    """Is that server on this machine?"""
-    host = httpx2.URL(base_url).host
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-async def accepts(base_url: str, timeout_s: float = 1) -> bool:
-    """Does anything listen there? Nothing is sent."""
-    url = httpx2.URL(base_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, writer = await asyncio.open_connection(url.host, port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True
-
-
-def _origin(url: httpx2.URL) -> str:
-    return f"{url.scheme}://{url.netloc.decode()}"
-
-
-def _place(base_url: str) -> tuple[str, str, int, str]:
-    """The same for every spelling of one address."""
-    url = httpx2.URL(base_url)
-    host = "127.0.0.1" if url.host == "localhost" else url.host
-    return url.scheme, host, url.port or (443 if url.scheme == "https" else 80), url.path.rstrip("/")
-
-
-def _harmless(text: str) -> str:
-    """An address that could not be read, for a message; one that may hold a secret is not repeated."""
-    return "What was given" if any(mark in text for mark in "@?#") or not text.isprintable() else repr(text)
-
-
 # One server
 
 
@@ -341,7 +265,7 @@ class _Asking:
                 if not (response.is_redirect and location):
                     return await _read(response, self._key)
                 target = url.join(location)
-            if _place(_origin(target))[:3] != _place(_origin(url))[:3]:
+            if addresses.identity(addresses.origin(target))[:3] != addresses.identity(addresses.origin(url))[:3]:
                 there = f"{target.scheme}://{target.host}"
                 away = _Problem(f"sends its visitors on to {there}; if that is right, name it instead")
                 return _Answer(response.status_code, problem=away)
@@ -420,12 +344,12 @@ async def _look(base_url: str, found_by: str, api_key: str | None, timeout_s: fl
         return _Seen((Server(address, "openai", found_by, problem=problem),), known=False)
 
     try:
-        base_url = tidy(base_url)
+        base_url = addresses.tidy(base_url)
     except UserError as error:
         return unknown("", str(error))
     if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
         return unknown(base_url, f"The key for {base_url} has characters that no request can carry. Copy it once more.")
-    secure, local = base_url.startswith("https:"), is_loopback(base_url)
+    secure, local = base_url.startswith("https:"), addresses.is_loopback(base_url)
     async with httpx2.AsyncClient(
         timeout=None,
         follow_redirects=False,
@@ -711,8 +635,8 @@ _ADDRESS = re.compile(r"http://(?:\[[0-9a-f:.]+\]|[a-z0-9.-]+):\d{1,5}(?!\d)", r
 def _told_address(text: str) -> str | None:
     for match in _ADDRESS.finditer(_CONTROL.sub("", text)):
         with suppress(UserError):
-            address = tidy(match[0])
-            if is_loopback(address):
+            address = addresses.tidy(match[0])
+            if addresses.is_loopback(address):
                 return address
     return None
 
@@ -780,7 +704,7 @@ async def find(settings: Settings, places: Sequence[int] = PLACES) -> list[Serve
     async def command() -> list[Server]:
         told: dict[str, str] = {}
         for how, address in await ask_foundry():
-            if _place(address) not in named:
+            if addresses.identity(address) not in named:
                 told.setdefault(address, how)
         found = await asyncio.gather(*(look(how, address, None, searched=False) for address, how in told.items()))
         return [server for servers in found for server in servers]
@@ -790,15 +714,15 @@ async def find(settings: Settings, places: Sequence[int] = PLACES) -> list[Serve
 
     for found_by, address, key in _named(settings):
         try:
-            base_url = tidy(address)
+            base_url = addresses.tidy(address)
         except UserError as error:
             results.append(Server("", "openai", found_by, problem=str(error)))
             continue
-        before = named.get(_place(base_url))
+        before = named.get(addresses.identity(base_url))
         if before is None or before[2] is None:
-            named[_place(base_url)] = (*(before or (found_by, base_url))[:2], key)
+            named[addresses.identity(base_url)] = (*(before or (found_by, base_url))[:2], key)
     for found_by, base_url, key in named.values():
-        if is_loopback(base_url) or settings.remote == "allow":
+        if addresses.is_loopback(base_url) or settings.remote == "allow":
             start(look(found_by, base_url, key, searched=False))
         else:
             kind: Kind = "foundry" if found_by == "FOUNDRY_LOCAL_ENDPOINT" else "openai"
@@ -807,7 +731,7 @@ async def find(settings: Settings, places: Sequence[int] = PLACES) -> list[Serve
         start(command())
         for port in places:
             base_url = f"http://127.0.0.1:{port}/v1"
-            if _place(base_url) not in named:
+            if addresses.identity(base_url) not in named:
                 start(look(f"port {port}", base_url, None, searched=True))
     tasks = [result for result in results if isinstance(result, asyncio.Task)]
     try:
@@ -820,7 +744,7 @@ async def find(settings: Settings, places: Sequence[int] = PLACES) -> list[Serve
     for result in results:
         for server in result.result() if isinstance(result, asyncio.Task) else [result]:
             # An address that cannot be read is nobody else's.
-            found.setdefault(_place(server.base_url) if server.base_url else server.found_by, server)
+            found.setdefault(addresses.identity(server.base_url) if server.base_url else server.found_by, server)
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rag.errors import ModelError, ModelUnknown, ModelUnreachable, RagError
-from rag.models import capabilities, discovery, foundry, native, places, tuning, weights
+from rag.models import addresses, capabilities, discovery, foundry, native, places, tuning, weights
 from rag.models.backend import HERE, Backend, ChatBackend, Limits, Message
 from rag.models.capabilities import Tried
 from rag.models.child import ChildServer
@@ -178,7 +178,7 @@ class Leg:
     @property
     def leaves(self) -> bool:
         """Does its text leave this machine?"""
-        return isinstance(self._place, Hosted) and not discovery.is_loopback(self._place.server.base_url)
+        return isinstance(self._place, Hosted) and not addresses.is_loopback(self._place.server.base_url)
 
     @property
     def installed(self) -> bool:
@@ -190,7 +190,7 @@ class Leg:
     def where(self) -> str:
         """Where its text goes: `on this machine`, or the server's host."""
         if isinstance(self._place, Hosted) and self.leaves:
-            return discovery.host_of(self._place.server.base_url)
+            return addresses.host_of(self._place.server.base_url)
         return HERE
 
     @property
@@ -427,7 +427,7 @@ class Leg:
         return not self.leaves or self._asked or self._settings.remote == "allow"
 
     async def _check_accepts(self, place: Hosted) -> None:
-        if self.leaves or await discovery.accepts(place.server.base_url, ACCEPT_S):
+        if self.leaves or await addresses.accepts(place.server.base_url, ACCEPT_S):
             return
         mend = f"Start that server, or set RAG_{self.name.upper()}_BASE_URL." if place.named else "Start that server."
         raise ModelUnreachable(f"No model server at {place.server.base_url}. {mend}")
@@ -483,7 +483,7 @@ class Leg:
         """Does nothing listen any more where the server was? Only asked of this machine, where it costs nothing."""
         if not isinstance(self._place, Hosted) or self.leaves:
             return False
-        return not await discovery.accepts(self._place.server.base_url, ACCEPT_S)
+        return not await addresses.accepts(self._place.server.base_url, ACCEPT_S)
 
     async def _lose(self) -> None:
         assert isinstance(self._place, Hosted)

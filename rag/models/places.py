@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from rag.errors import ModelUnknown, UserError
-from rag.models import discovery, foundry, names, weights
+from rag.models import addresses, discovery, foundry, names, weights
 from rag.models.discovery import Offered, Server
 from rag.models.weights import Weights
 from rag.settings import Settings
@@ -113,7 +113,7 @@ def declared(leg: LegName, settings: Settings) -> Place | None:
     address: str | None = getattr(settings, f"{leg}_base_url")
     variable = f"RAG_{leg.upper()}_MODEL"
     if address:
-        return Hosted(Server(discovery.tidy(address), "openai", f"RAG_{leg.upper()}_BASE_URL"), model)
+        return Hosted(Server(addresses.tidy(address), "openai", f"RAG_{leg.upper()}_BASE_URL"), model)
     if model.lower().endswith(".gguf"):
         file = Path(model).expanduser()
         if not file.is_file():

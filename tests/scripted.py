@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rag.errors import ModelError
 from rag.models.backend import Delta, Draft, Message, Piece, Reading, Thinking, Token, Usage, Waiting
-from rag.models.legs import State
+from rag.models.state import State
 from rag.trace import Trace
 
 SURE = math.log(0.99)

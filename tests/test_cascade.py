@@ -10,7 +10,7 @@ import pytest
 
 from rag.corpus.library import Progress
 from rag.errors import ModelUnreachable, UserError
-from rag.models.legs import State
+from rag.models.state import State
 from rag.settings import Mode, Settings
 from rag.telemetry import Telemetry
 from rag.turn import cascade

@@ -19,7 +19,8 @@ import psutil
 
 from rag.errors import ModelSilent, UserError
 from rag.models.backend import ChatBackend, Delta, Draft, Message, Piece, Thinking, Token, Usage, Waiting
-from rag.models.legs import Leg, Legs, State
+from rag.models.legs import Leg, Legs
+from rag.models.state import State
 from rag.trace import Trace
 
 

@@ -28,7 +28,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rag.errors import ModelUnreachable
@@ -365,16 +365,20 @@ def set_parent_death_signal(number: int) -> None:
 
 
 class Announcement:
-    """The one line that the parent waits for. Made before anything is loaded that may print."""
+    """What the parent is told: JSON lines, the last of them the address. Made before anything is loaded that may print."""
 
     def __init__(self) -> None:
         """The announcement gets a stdout of its own; what libraries print goes to the log."""
         self._stdout = os.dup(1)
         os.dup2(2, 1)
 
-    def tell(self, address: str) -> None:
-        """The model is loaded, the server listens; `address` is everything before /v1."""
+    def say(self, **facts: Any) -> None:
+        """Something on the way there."""
+        os.write(self._stdout, json.dumps(facts).encode() + b"\n")
+
+    def tell(self, address: str, **facts: Any) -> None:
+        """The model is loaded, the server listens; `address` is everything before /v1. Nothing more is said."""
         # From here on the thread runs. It watches the process, the signal only the thread that started us.
         set_parent_death_signal(0)
-        os.write(self._stdout, json.dumps({"address": address}).encode() + b"\n")
+        self.say(address=address, **facts)
         os.close(self._stdout)

@@ -42,7 +42,6 @@ from rag.models.child import (
     exit_with_parent,
     how_it_ended,
     python_command,
-    set_parent_death_signal,
     status_of,
 )
 from rag.models.gate import Gate
@@ -262,22 +261,10 @@ class _CannotBe(Exception):
     """Why the model cannot be served, and what to do: the end of a sentence."""
 
 
-class _Teller(Announcement):
-    """Says more than the address."""
-
-    def say(self, **facts: Any) -> None:
-        os.write(self._stdout, json.dumps(facts).encode() + b"\n")
-
-    def tell_all(self, address: str, **facts: Any) -> None:
-        set_parent_death_signal(0)
-        self.say(address=address, **facts)
-        os.close(self._stdout)
-
-
 class _Deadline:
     """Ends the process with a reason when too long nothing is heard: the library's own waits cannot be limited."""
 
-    def __init__(self, teller: _Teller) -> None:
+    def __init__(self, teller: Announcement) -> None:
         self._teller = teller
         self._changed = threading.Condition()
         self._limit_s: float | None = None
@@ -314,7 +301,7 @@ def serve(
     """The child's whole life. It ends with its parent, by a signal, or with status 1 and a reason that was told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent(parent)
-    teller = _Teller()
+    teller = Announcement()
     try:
         from foundry_local_sdk import FoundryLocalManager
         from foundry_local_sdk.exception import FoundryLocalException
@@ -356,7 +343,7 @@ def serve(
     async def pass_on() -> None:
         gate = Gate(service.hostname or "", service.port or 0, os.environ[KEY_VARIABLE])
         port = await gate.open()
-        teller.tell_all(f"http://127.0.0.1:{port}{path}", **facts)
+        teller.tell(f"http://127.0.0.1:{port}{path}", **facts)
         await asyncio.Event().wait()
 
     asyncio.run(pass_on())
@@ -420,7 +407,7 @@ def _context_length(folder: Path) -> int | None:
         return None
 
 
-def _fetched(manager: "FoundryLocalManager", wanted: str, teller: _Teller, catalogue_limit_s: float) -> "IModel":
+def _fetched(manager: "FoundryLocalManager", wanted: str, teller: Announcement, catalogue_limit_s: float) -> "IModel":
     """The model of the catalogue, on the disk."""
     from foundry_local_sdk.exception import FoundryLocalException
 
@@ -493,7 +480,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(set(names)))
 
 
-def _bring_providers(manager: "FoundryLocalManager", teller: _Teller, deadline: _Deadline) -> None:
+def _bring_providers(manager: "FoundryLocalManager", teller: Announcement, deadline: _Deadline) -> None:
     """Install the execution providers that the library knows for this machine; without them it computes on the CPU."""
     from foundry_local_sdk.exception import FoundryLocalException
 

@@ -11,9 +11,9 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from rag.errors import ModelError, ModelUnknown, ModelUnreachable, RagError
 from rag.models import addresses, capabilities, discovery, foundry, native, places, tuning, weights
@@ -24,13 +24,12 @@ from rag.models.cores import Cores
 from rag.models.places import Embedded, Hosted, LegName, Managed, Place, Search
 from rag.models.runtime import EmbeddedServer
 from rag.models.spare import SpareTime
+from rag.models.state import PROGRESS, State
 from rag.settings import Settings
 from rag.trace import Trace
-from rag.words import say
 
 log = logging.getLogger("smallfirst")
 
-Phase = Literal["absent", "fetching", "verifying", "loading", "ready", "resting", "failed", "remote"]
 Opening = Callable[[LegName, bool], list[Message]]
 """What every prompt of a leg begins with; the second argument says whether it is shown examples."""
 # How often the servers are looked after, and how long one of this machine may take to accept a connection.
@@ -40,43 +39,6 @@ ACCEPT_S = 0.8
 # The window that Ollama gives a model which nobody has loaded; what is longer it cuts without a word.
 OLLAMA_TOKENS = 4096
 SPOKEN: dict[str, str] = {"slm": "small model", "llm": "larger model"}
-PROGRESS: dict[str, str] = {"fetching": "turn.progress_fetching", "verifying": "turn.progress_verifying"}
-STATES: dict[str, str] = {
-    "absent": "turn.state_absent",
-    "fetching": "turn.state_fetching",
-    "verifying": "turn.state_verifying",
-    "loading": "turn.state_loading",
-    "ready": "turn.state_ready",
-    "resting": "turn.state_resting",
-    "remote": "turn.state_remote",
-}
-
-
-@dataclass(frozen=True)
-class State:
-    """How far a leg is. Bytes are of the weights; 0 where nothing is fetched."""
-
-    phase: Phase
-    done_bytes: int = 0
-    total_bytes: int = 0
-    detail: str = ""
-
-    @property
-    def usable(self) -> bool:
-        return self.phase in ("ready", "remote")
-
-    @property
-    def at_hand(self) -> bool:
-        """Usable, or again so in a moment: what rests was unloaded and is here."""
-        return self.usable or self.phase == "resting"
-
-    @property
-    def words(self) -> str:
-        """For a person, without a full stop."""
-        if self.phase in PROGRESS and self.total_bytes:
-            megabytes = {"done": round(self.done_bytes / 1e6), "total": round(self.total_bytes / 1e6)}
-            return say(PROGRESS[self.phase], **megabytes)
-        return self.detail.rstrip(".") if self.phase == "failed" else say(STATES[self.phase])
 
 
 class Answering(Protocol):

@@ -17,6 +17,7 @@ from typing import Any
 
 from rag import __version__
 from rag.errors import ModelError, RagError, UserError
+from rag.lab import commands as lab
 from rag.settings import MODES, Settings
 
 
@@ -92,46 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
     deeds.add_parser("remove", help="a user who may not sign in any more").add_argument("name", metavar="NAME")
 
-    evaluate = command("evaluate", _evaluate, "measure retrieval, or whole answers, on a data set of questions")
-    kinds = evaluate.add_subparsers(required=True, metavar="WHAT", dest="what")
-    retrieval = kinds.add_parser("retrieval", help="recall@k, MRR, nDCG, time and memory", parents=[as_json])
-    retrieval.add_argument(
-        "--dataset", type=Path, metavar="PATH", required=True, help="a SQuAD JSON file or a BEIR folder"
-    )
-
-    answered = kinds.add_parser(
-        "answers", help="right, refused, escalated; time, tokens and compute", parents=[as_json]
-    )
-    calibrate = command("calibrate", _calibrate, "fit the small model's confidence to a data set of questions", as_json)
-    for measured in (answered, calibrate):
-        measured.add_argument("--dataset", type=Path, metavar="PATH", required=True, help="a SQuAD JSON file")
-        measured.add_argument("--limit", type=int, metavar="N", help="so many questions, the same ones each time")
-        measured.add_argument("--slm", metavar="NAME", help="the small model (RAG_SLM_MODEL)")
-        measured.add_argument("--llm", metavar="NAME", help="the larger model (RAG_LLM_MODEL)")
-    answered.add_argument("--mode", choices=MODES, default="auto", help="who answers (default: %(default)s)")
-    answered.add_argument("--compare", action="store_true", help="also ask each model alone, and tell a random mix")
-    answered.add_argument("--between", metavar="NAME", help="with --compare: one model more, alone")
-    calibrate.add_argument(
-        "--llm-limit", type=int, default=400, metavar="N", help="questions for the larger model (default: %(default)s)"
-    )
-    calibrate.add_argument("--out", type=Path, metavar="DIR", default=Path("calibration"), help="where the report goes")
-    calibrate.add_argument("--labels", action="store_true", help="also learn from what was said of answers in the chat")
-    goals = calibrate.add_argument_group("where the line is drawn (one of)")
-    for name, help in (
-        ("--quality", "least calls that keep this share of the larger model's right answers (default: 0.95)"),
-        ("--escalation-rate", "this share of the questions goes to the larger model"),
-        ("--risk", "at most this share of the questions is answered wrong by the small model"),
-        ("--call-cost", "what a call to the larger model costs, in right answers"),
-    ):
-        goals.add_argument(name, type=float, metavar="SHARE", help=help)
-
-    bench = command("bench", _bench, "measure this product's own share of a turn, its size, start and memory", as_json)
-    bench.add_argument("--rounds", type=int, metavar="N", help="pairs of requests (default: 20), or timings (3)")
-    bench.add_argument(
-        "--backend",
-        choices=("all", "embedded", "native", "foundry", "servers"),
-        help="instead: tokens a second of each model on each runtime",
-    )
+    lab.add(command, as_json, docs, kept_turns=_kept_turns)
     return parser
 
 
@@ -418,94 +380,9 @@ def _password(name: str, from_stdin: bool) -> str:
     return password
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from rag.lab import dataset, evaluation
-
-    if arguments.what == "answers":
-        asyncio.run(_evaluate_answers(arguments))
-        return
-    report = evaluation.retrieval(dataset.load(arguments.dataset), Settings.load())
-    if arguments.json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False))
-    else:
-        evaluation.show(report)
-
-
-async def _evaluate_answers(arguments: argparse.Namespace) -> None:
-    from rag import terminal
-    from rag.lab import dataset, quality, trial
-
-    settings = Settings.load(slm_model=arguments.slm, llm_model=arguments.llm)
-    with terminal.counting() as progress:
-        report = await trial.evaluate(
-            dataset.load(arguments.dataset),
-            settings,
-            arguments.mode,
-            limit=arguments.limit,
-            compare=arguments.compare,
-            between=arguments.between,
-            progress=progress,
-        )
-    if arguments.json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False))
-    else:
-        quality.show(report)
-
-
-def _calibrate(arguments: argparse.Namespace) -> None:
-    asyncio.run(_calibrate_pair(arguments))
-
-
-async def _calibrate_pair(arguments: argparse.Namespace) -> None:
-    from rag import terminal
-    from rag.lab import calibration, dataset, labels, trial
-    from rag.turn.calibration import own_path
-
-    settings = Settings.load(slm_model=arguments.slm, llm_model=arguments.llm)
-    goal = calibration.Goal(arguments.quality, arguments.escalation_rate, arguments.risk, arguments.call_cost)
-    said: list[dict[str, Any]] = []
-    if arguments.labels:
-        with closing(labels.Labels(settings.cache_dir / labels.FILE)) as held:
-            said = held.rows()
-    with terminal.counting() as progress:
-        made = await trial.run(
-            dataset.load(arguments.dataset),
-            settings,
-            goal,
-            limit=arguments.limit,
-            llm_limit=arguments.llm_limit,
-            labels=said,
-            progress=progress,
-            tell=lambda words: terminal.notices.print(words, markup=False),
-        )
-    page = trial.write(made, arguments.out)
-    path = own_path(made.fitted.slm, made.fitted.llm, settings)
-    made.fitted.save(path)
-    if arguments.json:
-        print(json.dumps({**made.to_dict(), "calibration": str(path), "report": str(page)}, ensure_ascii=False))
-        return
-    trial.show(made)
-    terminal.out.print(f"The pair is calibrated; the chat uses it from its next start: {path}")
-    terminal.out.print(f"Report: {page}")
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    from rag.lab import bench, speed
-
-    settings = Settings.load()
-    if arguments.backend is not None:
-        rounds = 3 if arguments.rounds is None else arguments.rounds
-        speeds = asyncio.run(speed.measure(settings, arguments.backend, rounds))
-        if arguments.json:
-            print(json.dumps(speed.report(speeds, rounds)))
-        else:
-            speed.show(speeds, rounds)
-        return
-    report = asyncio.run(bench.run(settings, rounds=20 if arguments.rounds is None else arguments.rounds))
-    if arguments.json:
-        print(json.dumps(report.to_dict()))
-    else:
-        bench.show(report)
+def _kept_turns() -> list[dict[str, Any]]:
+    """The dictionaries of all turns in the conversations that are kept here, oldest first."""
+    raise UserError("Kept conversations cannot be read yet.")
 
 
 if __name__ == "__main__":

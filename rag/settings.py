@@ -201,6 +201,32 @@ class Settings(BaseSettings):
         True, description="keep thumbs and requests for the larger model on this machine, for `smallfirst calibrate`"
     )
 
+    compare_prompt: str = Field(
+        "", validation_alias="COMPARE_PROMPT", description="what `smallfirst compare` asks both models"
+    )
+    bench_models: str = Field(
+        "",
+        validation_alias="BENCH_MODELS",
+        description="models that `smallfirst bench` measures, comma-separated; empty: the pair of the chat",
+    )
+    bench_prompt: str = Field(
+        "",
+        validation_alias="BENCH_PROMPT",
+        description="what `smallfirst bench` asks, in place of prompts of several lengths",
+    )
+    bench_rounds: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        validation_alias="BENCH_ROUNDS",
+        description="how often `smallfirst bench` asks for each figure",
+    )
+    bench_stream: bool = Field(
+        True,
+        validation_alias="BENCH_STREAM",
+        description="`smallfirst bench` has answers streamed; without, no time of a first token can be told",
+    )
+
     read_timeout_s: float = Field(60, gt=0, description="longest time to read one document, seconds")
     read_memory_mb: int = Field(2000, ge=200, description="most memory of the process that reads documents, MB")
 
@@ -228,7 +254,9 @@ class Settings(BaseSettings):
             ) from None
         except ValidationError as error:
             first = error.errors()[0]
-            name = "_".join(str(part) for part in first["loc"])
+            name = str(first["loc"][0])
+            field = cls.model_fields.get(name)
+            variable = name if field is None or field.validation_alias else f"RAG_{name.upper()}"
             raise UserError(
-                f"RAG_{name.upper()} has the value {first['input']!r}: {first['msg']}. Change it or remove it."
+                f"{variable} has the value {first['input']!r}: {first['msg']}. Change it or remove it."
             ) from None

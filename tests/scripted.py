@@ -50,7 +50,13 @@ class ScriptedBackend:
         """How often a stream was closed before its end."""
 
     async def stream(
-        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int,
+        trace: Trace,
+        temperature: float = 0,
+        seed: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         self.asked.append(messages)
         self.temperatures.append(temperature)

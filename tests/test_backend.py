@@ -1218,6 +1218,19 @@ async def test_two_refused_fields_are_both_learnt() -> None:
     assert len(server.requests) == before + 1
 
 
+@pytest.mark.parametrize("says", [lambda name: openai_says("Unknown parameter", name), lambda _: {"error": "no"}])
+async def test_a_seed_is_sent_when_it_is_asked_for_and_given_up_when_it_is_refused(says: Callable[[str], Any]) -> None:
+    async with served(sends(HEADERS, *WHOLE)) as (backend, server):
+        await pieces_of(backend)
+        await pieces_of(backend, seed=7)
+    assert [request.get("seed") for request in server.requests] == [None, 7]
+    async with served(refuses("seed", says=says)) as (backend, server):
+        for _ in range(2):
+            assert isinstance((await pieces_of(backend, seed=7))[-1], Draft)
+    assert ["seed" in request for request in server.requests] == [True, False, False]
+    assert {"temperature", "logprobs", "max_tokens"} <= set(server.requests[-1])
+
+
 async def test_a_server_that_refuses_to_stream_is_asked_for_the_whole() -> None:
     async def whole_only(writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         said = json.dumps(openai_says("stream is not supported", "stream")).encode()

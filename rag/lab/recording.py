@@ -117,7 +117,13 @@ class _RecordedBackend:
         self._calls = calls
 
     async def stream(
-        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int,
+        trace: Trace,
+        temperature: float = 0,
+        seed: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         assert temperature == 0, "only what leads to the same words is recorded"
         key = _key(self.model, self.where, messages, max_tokens)

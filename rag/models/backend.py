@@ -59,7 +59,7 @@ DRAIN_S = 0.2
 # A server that loads its model and does not say for how long is asked again after this.
 LOADING_S = 0.5
 # Optional fields that a server may mean when it refuses a request without saying why, the likeliest first.
-SUSPECTS = ("return_progress", "logprobs", "stream_options")
+SUSPECTS = ("return_progress", "seed", "logprobs", "stream_options")
 SENT_HEADERS = frozenset(
     b"host authorization content-type content-length accept accept-encoding user-agent connection".split()
 )
@@ -133,11 +133,18 @@ class ChatBackend(Protocol):
     """What runs the model, for a person; "" where nobody told."""
 
     def stream(
-        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int,
+        trace: Trace,
+        temperature: float = 0,
+        seed: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """Any number of `Waiting`, `Reading` and `Thinking`, a `Delta` for each piece of text, then one `Draft`.
 
-        Raises ModelError. Spans `queue`, `request` (until the request is sent), `first_token`, `thinking` and
+        A `seed` has a server that draws its words draw the same ones again, where it knows the field. Raises ModelError.
+        Spans `queue`, `request` (until the request is sent), `first_token`, `thinking` and
         `completion` go into the trace.
         """
         ...
@@ -200,9 +207,10 @@ class _Asked:
     messages: list[Message]
     max_tokens: int
     temperature: float
+    seed: int | None
     left_s: float
     """How long may still be waited for the first sign of an answer."""
-    on_sent: Callable[[], None]
+    on_sent: Callable[[], None] = lambda: None
     resolved: bool = False
     came_back: int = 0
     waited_s: float = 0
@@ -299,7 +307,13 @@ class Backend:
         await self._client.close()
 
     async def stream(
-        self, messages: list[Message], *, max_tokens: int, trace: Trace, temperature: float = 0
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int,
+        trace: Trace,
+        temperature: float = 0,
+        seed: int | None = None,
     ) -> AsyncGenerator[Piece, None]:
         self.streaming += 1
         try:
@@ -312,15 +326,14 @@ class Backend:
                                 yield Waiting(ahead)
                     finally:
                         trace.close(queue)
-                async with aclosing(self._pieces(messages, max_tokens, trace, temperature)) as pieces:
+                asked = _Asked(messages, max_tokens, temperature, seed, self._limits.first_token_s)
+                async with aclosing(self._pieces(asked, trace)) as pieces:
                     async for piece in pieces:
                         yield piece
         finally:
             self.streaming -= 1
 
-    async def _pieces(
-        self, messages: list[Message], max_tokens: int, trace: Trace, temperature: float
-    ) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, asked: _Asked, trace: Trace) -> AsyncGenerator[Piece, None]:
         spans: dict[str, Span] = {}
 
         def begin(name: str) -> None:
@@ -331,8 +344,8 @@ class Backend:
             for span in spans.values():
                 trace.close(span)
 
-        answer = Answer(max_tokens, Splitter(opened=self._opened))
-        asked = _Asked(messages, max_tokens, temperature, self._limits.first_token_s, end)
+        answer = Answer(asked.max_tokens, Splitter(opened=self._opened))
+        asked.on_sent = end
         told_at = -math.inf
         try:
             with self._translated():
@@ -522,6 +535,8 @@ class Backend:
         if "temperature" not in out:
             # Not left to the server: some take chances where nothing is said (Foundry Local).
             wanted["temperature"] = asked.temperature
+        if asked.seed is not None and "seed" not in out:
+            wanted["seed"] = asked.seed
         if wanted["stream"] and "stream_options" not in out:
             wanted["stream_options"] = {"include_usage": True}
         if "logprobs" not in out and (known is None or known.logprobs is not False):

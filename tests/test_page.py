@@ -1,0 +1,119 @@
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rag.errors import UserError
+from rag.lab import charts, page
+
+HOSTILE = "</script><script>alert(1)</script><!-- & \" ' <b>"
+
+
+class _Read(HTMLParser):
+    """What a browser would make of a page: its elements, its text, its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] == ["script"]:
+            self.scripts[-1] += data
+        else:
+            self.words += data
+
+
+def _page(**more: str) -> str:
+    chart = charts.bars({"small": {HOSTILE: 1.0}, "large": {HOSTILE: 2.5}}, unit="seconds")
+    parts = [
+        page.figure(chart, HOSTILE),
+        page.table(["what", HOSTILE], [[HOSTILE, None]], caption=HOSTILE),
+        page.side_by_side([(HOSTILE, page.quoted(HOSTILE, [(2, 8)]))]),
+        page.folded(HOSTILE, page.paragraph(HOSTILE)),
+    ]
+    return page.page(HOSTILE, HOSTILE, [page.Section(HOSTILE, parts)], {"said": HOSTILE})
+
+
+def test_what_a_model_wrote_is_shown_and_never_run() -> None:
+    read = _Read(_page())
+    data, own = read.scripts
+    assert json.loads(data) == {"said": HOSTILE}
+    assert "alert" not in own
+    assert read.words.count(HOSTILE) >= 8
+    assert "b" not in read.tags
+
+
+def test_a_page_loads_nothing() -> None:
+    text = _page()
+    assert not re.search(r"\b(?:src|href)\s*=\s*[\"']?(?!#)[a-z/]", text)
+    assert "url(" not in re.sub(r"url\(#", "", text)
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+
+
+def test_marks_stand_where_they_were_asked_for() -> None:
+    assert page.quoted("ten & two", [(0, 3), (6, 9)]) == (
+        "<blockquote><mark>ten</mark> &amp; <mark>two</mark></blockquote>"
+    )
+
+
+def test_numbers_are_set_as_numbers_and_what_is_not_known_as_a_dash() -> None:
+    text = page.table(["model", "s"], [["a", 1.5], ["b", None]])
+    assert "<td>a</td><td class=number>1.5</td>" in text
+    assert "<td class=number>–</td>" in text
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    there = tmp_path / "report.html"
+    page.write("first", there)
+    page.write("second", there)
+    assert there.read_text() == "second"
+    with pytest.raises(UserError, match=r"missing/report\.html cannot be written: No such file .*--page"):
+        page.write("third", tmp_path / "missing" / "report.html")
+    assert [one.name for one in tmp_path.iterdir()] == ["report.html"]
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        charts.bars({"small": {"first token": 120, "total": 800}, "large": {"total": 2800}}, unit="ms"),
+        charts.lines({"small": [(64, 200), (4096, 150)], "large": [(64, 90)]}, x="tokens", y="per s", log_x=True),
+        charts.lines({"one": [(1, 0.0), (2, 5.0)]}, x="x", y="y", marks=[(1.5, 2.0, "they meet")]),
+    ],
+    ids=["bars", "lines", "marks"],
+)
+def test_a_chart_takes_its_colours_from_the_page_and_keeps_its_letters(svg: str) -> None:
+    # In a page it is read as HTML; as XML the names that matplotlib leaves need their spaces declared.
+    root = ET.fromstring(svg)
+    assert root.tag == f"{SVG}svg"
+    assert "var(--one)" in svg
+    assert "#0101" not in svg
+    assert any(element.text for element in root.iter(f"{SVG}text"))
+
+
+def test_a_chart_names_its_series_values_and_axes() -> None:
+    words = _Read(charts.bars({"small": {"total": 800}, "large": {"total": 2800}}, unit="milliseconds")).words
+    for said in ("small", "large", "800", "2,800", "milliseconds"):
+        assert said in words
+    words = _Read(charts.lines({"a": [(1, 1.0)]}, x="turns a day", y="EUR", marks=[(1, 1.0, "even")])).words
+    for said in ("turns a day", "EUR", "even"):
+        assert said in words
+
+
+def test_the_same_figures_give_the_same_chart() -> None:
+    drawn = [charts.lines({"a": [(1, 1.0), (2, 3.0)]}, x="x", y="y") for _ in range(2)]
+    assert drawn[0] == drawn[1]

@@ -13,6 +13,7 @@ from rag.lab.dataset import Case, Dataset
 from rag.lab.recording import Call, Recordings
 from rag.settings import Mode, Settings
 
+from .own_questions import documents, written
 from .scripted import Reply, ScriptedLegs
 
 SQUAD = {
@@ -54,6 +55,13 @@ SQUAD = {
 def squad(tmp_path: Path) -> Dataset:
     (tmp_path / "squad.json").write_text(json.dumps(SQUAD))
     return dataset.load(tmp_path / "squad.json")
+
+
+@pytest.fixture
+def mine(tmp_path: Path, settings: Settings) -> Dataset:
+    """Questions about a folder; the second one follows another."""
+    documents(tmp_path)
+    return dataset.load(written(tmp_path), settings)
 
 
 @pytest.fixture
@@ -255,3 +263,60 @@ def test_a_server_that_fails_every_question_is_told_after_a_few() -> None:
 def test_compute_is_processor_time_where_it_is_known() -> None:
     here, there = (Call("slm", "m", 10, 2000, cpu_s, 1, 1, False) for cpu_s in (3.5, None))
     assert Outcome(many().cases[0], None, (here, there)).compute_s == 3.5 + 2.0
+
+
+# Questions about a folder, in conversations
+
+
+async def test_a_set_that_asks_of_a_folder_is_asked_of_that_folder_itself(mine: Dataset, settings: Settings) -> None:
+    async with answers.opened(mine, settings) as library:
+        assert library.folder == mine.folder
+        assert library.sources == ["harbour.md", "tea.md"]
+        ids = {passage.id for source in library.sources for passage in library.opening(source)}
+        assert ids == {passage.id for passage in dataset.passages(mine)}
+    assert not settings.cache_dir.exists(), "the user's own index is not touched"
+
+
+async def test_a_follow_up_is_asked_in_the_conversation_that_it_follows_and_pays_for_itself_only(
+    mine: Dataset, settings: Settings, recordings: Recordings
+) -> None:
+    said = [
+        "It rises 4.2 metres.",
+        "Nils Holm lights the lamp.",
+        "At 21:30.",
+        "Six hours.",
+        "Nils Holm.",
+        "I don't know.",
+    ]
+    legs = scripted(list(said))
+    found = await outcomes_of(mine, "slm", legs, settings, recordings)
+    assert list(found) == ["tide", "lamp", "both", "keeper", "none"], "what comes before is no outcome"
+    lamp = found["lamp"]
+    assert lamp.right
+    assert lamp.turn is not None
+    assert "lighthouse" in lamp.turn.query, "words of the question before help to search"
+    assert [message["content"][:24] for message in legs.slm.backend_.asked[2] if message["role"] == "assistant"] == [
+        "Nils Holm lights the lam"
+    ], "and the model sees that turn"
+    assert len(lamp.calls) == 1
+    assert [len(messages) for messages in legs.slm.backend_.asked].count(2) == len(said) - 1, "no other sees one"
+    again = await outcomes_of(mine, "slm", scripted([]), settings, recordings)
+    assert again["lamp"].calls == lamp.calls
+
+
+async def test_a_follow_up_to_what_failed_has_failed(mine: Dataset, settings: Settings, recordings: Recordings) -> None:
+    died = Reply("Nils", error=ModelUnreachable("It died."))
+    legs = scripted(["It rises 4.2 metres.", died, "Six hours.", "Nils Holm.", "I don't know."])
+    legs.llm.failure = ModelUnreachable("No larger one.")
+    found = await outcomes_of(mine, "slm", legs, settings, recordings)
+    assert "It died." in found["lamp"].error
+    assert found["lamp"].calls == ()
+    assert [id for id, outcome in found.items() if not outcome.right] == ["lamp"]
+
+
+async def test_what_a_turn_finds_is_known_without_asking_a_model(mine: Dataset, settings: Settings) -> None:
+    async with answers.opened(mine, settings) as library:
+        found = await answers.searched(mine.cases, library=library, settings=settings)
+    by_id = dict(zip((case.id for case in mine.cases), found, strict=True))
+    assert [hit.passage.heading[-1] for hit in by_id["tide"][:1]] == ["Tides"]
+    assert [hit.passage.heading[-1] for hit in by_id["lamp"][:1]] == ["Lighthouse"]

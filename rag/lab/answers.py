@@ -13,18 +13,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rag import terminal
+from rag.corpus.index import Hit
 from rag.corpus.library import Library
-from rag.errors import ModelError, UserError
+from rag.errors import ModelError, RagError, UserError
 from rag.lab.dataset import Case, Dataset
 from rag.lab.recording import Call, RecordedLegs, Recordings
 from rag.models.legs import Legs
 from rag.settings import Mode, Settings
 from rag.turn import cascade
 from rag.turn.calibration import Calibration
-from rag.turn.session import Session
+from rag.turn.session import Exchange, Session
 
 SEED = 4
 UNSPACED = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -90,7 +91,7 @@ def sample(dataset: Dataset, limit: int | None, *, answerable: float | None = No
     if not any(dataset.cases[number].answers for number in told):
         raise UserError(
             f"{dataset.name} tells no answers, so nothing can be right or wrong."
-            " Name a SQuAD JSON file; for retrieval alone: smallfirst evaluate retrieval."
+            " Name a SQuAD JSON file or questions of your own; for retrieval alone: smallfirst evaluate retrieval."
         )
     if limit is not None and limit < 1:
         raise UserError(f"A limit of {limit} leaves no question. Give 1 or more.")
@@ -106,21 +107,25 @@ def sample(dataset: Dataset, limit: int | None, *, answerable: float | None = No
 
 @asynccontextmanager
 async def opened(dataset: Dataset, settings: Settings) -> AsyncIterator[Library]:
-    """The product's library over the text of the whole data set, one file for each document."""
+    """The product's library over the data set's own folder, or else over its whole text, one file for each document."""
     with tempfile.TemporaryDirectory() as folder:
-        docs = Path(folder) / "docs"
-        docs.mkdir()
-        for number, (source, found) in enumerate(dataset.documents()):
-            name = re.sub(r"\W+", "_", source)[:80] or str(number)
-            if (docs / f"{name}.txt").exists():
-                name = f"{name}_{number}"
-            (docs / f"{name}.txt").write_text("\n\n".join(p.text for p in found), encoding="utf-8")
+        docs = dataset.folder or _written_out(dataset, Path(folder) / "docs")
         library = Library(settings.model_copy(update={"docs": docs, "cache_dir": Path(folder)}))
         try:
             terminal.read(library)
             yield library
         finally:
             library.close()
+
+
+def _written_out(dataset: Dataset, docs: Path) -> Path:
+    docs.mkdir()
+    for number, (source, found) in enumerate(dataset.documents()):
+        name = re.sub(r"\W+", "_", source)[:80] or str(number)
+        if (docs / f"{name}.txt").exists():
+            name = f"{name}_{number}"
+        (docs / f"{name}.txt").write_text("\n\n".join(p.text for p in found), encoding="utf-8")
+    return docs
 
 
 async def ask(
@@ -133,23 +138,62 @@ async def ask(
     recordings: Recordings,
     fitted: Calibration | Literal["find"] | None = "find",
 ) -> AsyncGenerator[Outcome, None]:
-    """One outcome for each case, in order; each is a conversation of its own. `fitted` as for `cascade.answer`."""
+    """One outcome for each case, in order; each is a conversation of its own. `fitted` as for `cascade.answer`.
+
+    What a case is asked `after` is asked first, and neither counted nor judged; where that fails, the case has failed.
+    """
     recorded = RecordedLegs(legs, recordings)
     for case in cases:
-        recorded.calls.clear()
         session = Session(library, mode)
-        turn, error = None, ""
-        turn_events = cascade.answer(case.question, session=session, legs=recorded, settings=settings, fitted=fitted)
-        async with aclosing(turn_events) as events:
-            async for event in events:
-                if isinstance(event, cascade.Answered):
-                    turn = event.turn
-                elif isinstance(event, cascade.Failed):
-                    if isinstance(event.error, UserError):
-                        raise event.error
-                    error = str(event.error)
+        answered: cascade.Turn | RagError | None = None
+        left = [*case.after, case.question]
+        while left and not isinstance(answered, RagError):
+            recorded.calls.clear()
+            answered = await _answered(left.pop(0), session, legs=recorded, settings=settings, fitted=fitted)
         session.attachments.close()
-        yield Outcome(case, turn, tuple(recorded.calls), error)
+        if isinstance(answered, UserError):
+            raise answered
+        calls = tuple(recorded.calls) if not left else ()
+        if isinstance(answered, RagError):
+            yield Outcome(case, None, calls, str(answered))
+        else:
+            yield Outcome(case, answered, calls)
+
+
+async def _answered(question: str, session: Session, **more: Any) -> cascade.Turn | RagError:
+    async with aclosing(cascade.answer(question, session=session, **more)) as events:
+        async for event in events:
+            if isinstance(event, cascade.Answered):
+                return event.turn
+            if isinstance(event, cascade.Failed):
+                return event.error
+    raise AssertionError("a turn ends with an answer or a failure")
+
+
+async def searched(cases: Sequence[Case], *, library: Library, settings: Settings) -> list[tuple[Hit, ...]]:
+    """What a turn finds for each case, best first, by the cascade itself, which is left before it asks a model.
+
+    Nobody has answered what a case is asked `after`, so only the words of those questions can be carried over. That a
+    turn would keep silent for want of its question's words is not seen here.
+    """
+    legs = Legs(settings)
+    found = []
+    try:
+        for case in cases:
+            session = Session(library, settings.mode)
+            for question in case.after:
+                session.remember(Exchange("", question, question, ""))
+            async with aclosing(cascade.answer(case.question, session=session, legs=legs, settings=settings)) as events:
+                async for event in events:
+                    if isinstance(event, cascade.Failed):
+                        raise event.error
+                    if isinstance(event, cascade.Retrieved):
+                        found.append(event.hits)
+                        break
+            session.attachments.close()
+    finally:
+        await legs.close()
+    return found
 
 
 def failed_too_often(outcomes: Sequence[Outcome]) -> ModelError | None:

@@ -1,4 +1,4 @@
-// Numbers as a person reads them, in the page's language: times, shares, money, energy; and where a passage stands.
+// Numbers as a person reads them, in the page's language: times, shares, money, energy, memory; and where a passage stands.
 //
 // It knows units and nothing of turns. `address` is here because every address on the page is a figure's neighbour in a
 // text: a conversation has an address of its own, deeper than the page's, so none may be taken relative to the page.
@@ -44,6 +44,9 @@ export function energy(joules) {
   return t("page.kilojoules", { n: number(joules / 1000, 1) });
 }
 
+/** Millions of bytes, in one unit whatever the size: what is read here is compared. */
+export const memory = (megabytes) => t("page.megabytes_of", { n: number(megabytes, 0) });
+
 /** Several things after one another: "a, b, c". */
 export function enumerated(things) {
   return new Intl.ListFormat(window.smallFirst.language, { type: "unit", style: "short" }).format(things);
@@ -72,5 +75,5 @@ export const place = ({ source, page, heading }) =>
 export const address = (path) => new URL(path, new URL("..", import.meta.url)).href;
 
 window.smallFirst = Object.assign(window.smallFirst || {}, {
-  figures: { isNumber, number, percent, time, money, energy, enumerated, unit, headings, place, address },
+  figures: { isNumber, number, percent, time, money, energy, memory, enumerated, unit, headings, place, address },
 });

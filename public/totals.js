@@ -2,13 +2,14 @@
 //
 // The server sends them after each turn, and when a conversation is begun or resumed:
 // {smallfirst: "totals", thread, totals: {turns, escalated, escalation_rate, refused, stopped, failed, input_tokens,
-// output_tokens, at_least, time_ms, ttft_ms_median, cost, currency, cost_known, energy_j, watts, latency: [Turn]}}
+// output_tokens, at_least, time_ms, ttft_ms_median, cost, currency, cost_known, energy_j, energy_measured, energy_source,
+// watts, cpu_s, peak_memory_mb, latency: [Turn]}}
 // Turn: {total_ms, ttft_ms, by: "slm", "llm" or null, escalated, refused, question}; what nobody knows is null.
 import { t } from "./words.js";
-import { address, energy, isNumber, money, number, percent, time } from "./figures.js";
+import { address, isNumber, memory, money, number, percent, time } from "./figures.js";
 import { drawing, element, icon, put } from "./nodes.js";
 import { drawer } from "./shelf.js";
-import { spentWords } from "./turns.js";
+import { energyWords, spentWords } from "./turns.js";
 
 const SHOWN = 40; // turns in the picture, the newest
 const HEIGHT = 96;
@@ -54,12 +55,9 @@ function rows() {
     [t("page.totals_time"), time(totals.time_ms)],
     isNumber(totals.ttft_ms_median) && [t("page.totals_first_token"), time(totals.ttft_ms_median)],
     cost() && [t("page.cost_name"), cost()],
-    totals.energy_j > 0 && [
-      t("page.energy_name"),
-      isNumber(totals.watts)
-        ? t("page.energy_assumed", { energy: energy(totals.energy_j), watts: number(totals.watts) })
-        : t("page.energy_about", { energy: energy(totals.energy_j) }),
-    ],
+    totals.cpu_s > 0 && [t("page.totals_cpu_time"), time(totals.cpu_s * 1000)],
+    totals.peak_memory_mb > 0 && [t("page.totals_memory"), memory(totals.peak_memory_mb)],
+    energyWords(totals) && [t("page.energy_name"), energyWords(totals)],
   ];
   return told.filter(Boolean);
 }

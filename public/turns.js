@@ -3,7 +3,7 @@
 // Any part of a turn may be missing: it can be stopped, or fail, at any point. It knows the names of the cascade's spans,
 // of the judge's signals and of the ledger's entries; one that it does not know is shown by its name.
 import { t } from "./words.js";
-import { enumerated, energy, isNumber, money, number, percent, place, time } from "./figures.js";
+import { enumerated, energy, isNumber, memory, money, number, percent, place, time } from "./figures.js";
 
 const HERE = "on this machine"; // what a turn says of a model whose text did not leave, in every language
 const LEG_SPANS = ["draft", "escalate"]; // these two enclose others: they are headings, not bars
@@ -264,23 +264,57 @@ export function ledgers(turn) {
 
 // --- what it took ----------------------------------------------------------------------------------------------------
 
+const METERS = { "RAPL, package": "page.meter_rapl", battery: "page.meter_battery" };
+const ESTIMATES = {
+  "estimated from CPU time": "page.energy_from_cpu",
+  "estimated from computing time": "page.energy_from_computing",
+};
+
+/** Of a turn's bill, or of the sum of several: how much energy, and how that is known; null where there is none to tell.
+ * Bills of older versions do not say how: all were estimated alike. */
+export function energyWords({ energy_j: joules, energy_source: source, watts }) {
+  if (!(joules > 0)) return null;
+  const known = (source || "estimated from computing time").split(" + ");
+  const how = enumerated(known.filter((name) => name in ESTIMATES).map((name) => t(ESTIMATES[name])));
+  const by = enumerated(known.filter((name) => !(name in ESTIMATES)).map((name) => (METERS[name] ? t(METERS[name]) : name)));
+  const told = { energy: energy(joules), how, by, watts: isNumber(watts) ? number(watts) : "" };
+  if (!how) return t("page.energy_measured", told);
+  // words: page.energy_estimated page.energy_estimated_about page.energy_partly page.energy_partly_about
+  return t(`page.energy_${by ? "partly" : "estimated"}${told.watts ? "" : "_about"}`, told);
+}
+
+/** What a model took of this machine; nothing of what is not known. */
+function taken(used) {
+  const { cpu_s: cpu, peak_memory_mb: most, gpu_memory_mb: gpu, gpu_share: share } = used || {};
+  return [
+    cpu > 0 && t("page.cpu_time_of", { time: time(cpu * 1000) }),
+    isNumber(most) && t("page.memory_at_most", { size: memory(most) }),
+    isNumber(share) && t("page.gpu_share", { percent: percent(share) }),
+    isNumber(gpu) && t("page.gpu_memory_at_most", { size: memory(gpu) }),
+  ].filter(Boolean);
+}
+
 /** Rows of two: what, how much. */
 export function bill(turn) {
   const all = turn.bill || {};
+  const resources = { ...all.resources };
   const rows = list(turn.drafts)
     .filter((draft) => draft.usage)
     .map((draft) => {
       const { input_tokens: count, output_tokens: output } = draft.usage;
       const cut = draft.finish_reason === "length" ? `, ${t("page.cut_at_limit")}` : "";
       const used = t("page.tokens_read_written", { count: count || 0, output: output || 0 });
-      return [draft.model || leg(draft.leg), used + cut];
+      const told = [used + cut, ...taken(resources[draft.leg])];
+      delete resources[draft.leg];
+      return [draft.model || leg(draft.leg), told.join(" · ")];
     });
+  for (const [name, used] of Object.entries(resources)) {
+    // One whose draft was given up, or broke off, has used this machine all the same.
+    if (taken(used).length) rows.push([model(turn, name) || leg(name), taken(used).join(" · ")]);
+  }
   if (all.tokens_per_s > 0) rows.push([t("page.speed_name"), t("page.speed", { n: number(all.tokens_per_s, 1) })]);
   if (cost(turn)) rows.push([t("page.cost_name"), cost(turn)]);
-  if (all.energy_j > 0) {
-    const values = { energy: energy(all.energy_j), watts: number(all.watts) };
-    rows.push([t("page.energy_name"), t(isNumber(all.watts) ? "page.energy_assumed" : "page.energy_about", values)]);
-  }
+  if (energyWords(all)) rows.push([t("page.energy_name"), energyWords(all)]);
   return rows;
 }
 

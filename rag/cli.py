@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import aclosing, closing, suppress
@@ -381,8 +382,24 @@ def _password(name: str, from_stdin: bool) -> str:
 
 
 def _kept_turns() -> list[dict[str, Any]]:
-    """The dictionaries of all turns in the conversations that are kept here, oldest first."""
-    raise UserError("Kept conversations cannot be read yet.")
+    """The dictionaries of all turns in the conversations that are kept here, oldest first; each has `asked_at`, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Chainlit writes its configuration into the folder in which it is imported.
+        os.environ["CHAINLIT_APP_ROOT"] = folder
+        from rag.serve import exports, history, history_sqlite
+    del os.environ["CHAINLIT_APP_ROOT"]
+    settings = Settings.load()
+    if settings.database_url is None and not (settings.data_dir / history_sqlite.FILE).exists():
+        return []
+
+    async def read() -> list[dict[str, Any]]:
+        kept = history.open_history(settings)
+        try:
+            return await exports.turns(kept)
+        finally:
+            await kept.close()
+
+    return asyncio.run(read())
 
 
 if __name__ == "__main__":

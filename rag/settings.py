@@ -77,11 +77,15 @@ class Settings(BaseSettings):
     llm_passages: int = Field(3, ge=1, le=20, description="passages that the larger model reads")
     llm_max_tokens: int = Field(400, ge=1, le=8192, description="longest answer of the larger model, tokens")
 
+    judge_api_key: SecretStr | None = Field(
+        None, description="key for the server of `evaluate answers --judge-url`, if it wants one"
+    )
+
     currency: str = Field("USD", description="of the prices, as it is shown")
     watts: float = Field(
         20,
         ge=0,
-        description="power assumed while a model computes here, for the estimate of energy, watts; 0: no estimate",
+        description="power assumed while all cores compute here, for energy that nothing measures, watts; 0: no estimate",
     )
     remote: Remote = Field(
         "ask",

@@ -66,8 +66,8 @@ class _Bar:
             self._progress = None
 
 
-async def show_starting(leg: Leg) -> None:
-    """A progress bar until the leg is usable or has failed; one line at the end."""
+async def show_starting(leg: Leg, *, tell_failed: bool = True) -> None:
+    """A progress bar until the leg is usable or has failed; one line at the end, of a failure only if `tell_failed`."""
     bar = _Bar(leg.model)
     try:
         async with aclosing(leg.changes()) as states:
@@ -78,7 +78,7 @@ async def show_starting(leg: Leg) -> None:
                     break
     finally:
         bar.close()
-    if failed:
+    if failed and tell_failed:
         notices.print(f"The {SPOKEN[leg.name]} ({leg.model}) is not available: {state.detail}", markup=False)
     elif state.phase == "ready":
         notices.print(f"The {SPOKEN[leg.name]} ({leg.model}) is ready.", markup=False)

@@ -6,7 +6,7 @@ trace began, from one monotonic clock.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +42,8 @@ class Trace:
     spans: list[Span] = field(default_factory=list)
     ttft_ms: float | None = None
     """From the question to the first token of any leg, in milliseconds; None while there is none."""
+    on_open: Callable[[Span], None] | None = field(default=None, repr=False, compare=False)
+    """Called with each span that begins."""
 
     def now_ms(self) -> float:
         return (time.perf_counter() - self.began) * 1000
@@ -49,6 +51,8 @@ class Trace:
     def open(self, name: str, leg: str | None = None) -> Span:
         span = Span(name, self.now_ms(), leg)
         self.spans.append(span)
+        if self.on_open is not None:
+            self.on_open(span)
         return span
 
     def close(self, span: Span) -> None:

@@ -109,6 +109,7 @@ class ScriptedLeg:
     remote: bool = False
     leaves: bool = False
     installed: bool = True
+    pid: int | None = None
     failure: ModelError | None = None
     later: Sequence[State] = ()
     """States that follow once it is started."""

@@ -54,7 +54,8 @@ TURN: dict[str, Any] = {
     },
     "bill": {
         "input_tokens": 400, "output_tokens": 21, "at_least": False, "tokens_per_s": 22.5, "cost": 0.0, "currency": "EUR",
-        "cost_known": True, "energy_j": 24.0, "watts": 20,
+        "cost_known": True, "energy_j": 24.0, "energy_measured": False, "energy_source": "estimated from CPU time",
+        "watts": 20, "resources": {"slm": {"cpu_s": 2.4, "peak_memory_mb": 270.1}},
     },
 }  # fmt: skip
 REFUSED = TURN | {
@@ -108,7 +109,7 @@ Sources:
 
 - \[1\] animals.pdf, page 3 › Zebras › Water: “Zebras drink at the Mara river.”
 
-*Answered by the small model small (on this machine); first token after 0.31 s; 1.23 s in all.*
+*Answered by the small model small (on this machine); first token after 0.31 s; 1.23 s in all; about 24.0 J, estimated from CPU time, 20 W assumed.*
 """
     )
 
@@ -297,7 +298,8 @@ def test_a_row_for_each_turn_and_a_column_for_each_figure() -> None:
         "refused": "false", "stopped": "false", "score": "0.9", "threshold": "0.65", "reason": "confidence 0.9",
         "total_ms": "1234.5", "ttft_ms": "310.0", "retrieve_ms": "4.5", "slm.first_token_ms": "300.25",
         "input_tokens": "400", "output_tokens": "21", "at_least": "false", "tokens_per_s": "22.5", "cost": "0.0",
-        "currency": "EUR", "cost_known": "true", "energy_j": "24.0", "watts": "20",
+        "currency": "EUR", "cost_known": "true", "energy_j": "24.0", "energy_measured": "false",
+        "energy_source": "estimated from CPU time", "watts": "20", "slm.cpu_s": "2.4", "slm.peak_memory_mb": "270.1",
         "citations": "[1] animals.pdf, page 3 › Zebras › Water",
     }  # fmt: skip
 

@@ -37,6 +37,7 @@ from chainlit.user import PersistedUser, User
 from rag.corpus.documents import Ingest, Passage, ingest
 from rag.errors import UserError
 from rag.serve import history_sqlite
+from rag.serve.exports import turns
 from rag.serve.history import History, open_history, router
 from rag.serve.history_files import Files
 from rag.serve.history_records import as_json, folded, instant, terms, title
@@ -696,6 +697,22 @@ async def test_what_comes_after_the_end_is_told_once(history: Any, caplog: pytes
     for asked in (history.get_thread(page.thread_id), history.delete_thread(page.thread_id)):
         with pytest.raises(UserError, match="closed"):
             await asked
+
+
+async def test_every_turn_of_everybody_can_be_told_in_its_order(history: Any) -> None:
+    pages = [await tab(history, name) for name in ("ada", "eve", "ada")]
+    for number in (2, 0, 1, 2):
+        pages[number].enter()
+        question = await pages[number].ask("Where?")
+        await cl.Message("There.", metadata={"answer": f"of {number}", "id": question.id}).send()
+        await cl.Message("A notice.").send()
+        await settled()
+    told = await turns(history)
+    assert [turn["answer"] for turn in told] == ["of 2", "of 0", "of 1", "of 2"]
+    assert [turn["asked_at"] for turn in told] == sorted(turn["asked_at"] for turn in told)
+    assert await history.thread_ids() == [pages[number].thread_id for number in (2, 0, 1)]
+    await history.delete_thread(pages[2].thread_id)
+    assert [turn["answer"] for turn in await turns(history)] == ["of 0", "of 1"]
 
 
 # --- The route ---

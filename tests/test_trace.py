@@ -31,6 +31,15 @@ def test_a_span_is_closed_when_its_body_raises() -> None:
     assert trace.spans[0].duration_ms is not None
 
 
+def test_whoever_listens_is_told_of_each_span_that_begins() -> None:
+    heard: list[str] = []
+    trace = Trace(on_open=lambda span: heard.append(span.name))
+    with trace.span("draft"):
+        assert heard == ["draft"]
+        trace.open("request")
+    assert heard == ["draft", "request"]
+
+
 def test_only_the_first_token_counts() -> None:
     trace = Trace()
     assert trace.to_dict()["ttft_ms"] is None

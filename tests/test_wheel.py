@@ -38,6 +38,7 @@ def test_everything_the_chat_needs_travels_inside(wheel: Path) -> None:
     files = {name.rpartition("/")[2] for name in names if "translations" in name}
     assert files == {f"{tag}.json" for tag in (*tags, "en-US")}, "only our own; Chainlit brings the others"
     assert {f"rag/words/{tag}/page.json" for tag in (*tags, "en")} <= names
+    assert {"rag/lab/prices.json", "rag/lab/questions.json"} <= names
 
 
 def test_it_answers_from_an_empty_folder(wheel: Path, small_weights: Path, tmp_path: Path) -> None:

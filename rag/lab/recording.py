@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from rag.errors import ModelSilent, UserError
 from rag.models.backend import ChatBackend, Delta, Draft, Message, Piece, Thinking, Token, Usage, Waiting
 from rag.models.legs import Leg, Legs
 from rag.models.state import State
+from rag.resources import Sampler
 from rag.trace import Trace
 
 
@@ -92,6 +91,8 @@ class RecordedLeg:
         self.leaves = leg.leaves
         self.where = leg.where
         self.installed = True
+        self.pid = None
+        """What is replayed computes nothing."""
         self.state = State("remote" if leg.remote else "ready")
         self._backend = _RecordedBackend(leg, recordings, calls)
 
@@ -168,18 +169,20 @@ class _RecordedBackend:
 
     async def _record(self, messages: list[Message], max_tokens: int) -> dict[str, Any]:
         backend = await self._real.backend()
-        process = psutil.Process(self._real.pid) if self._real.pid else None
-        before = _cpu_s(process)
         began = time.perf_counter()
         pieces: list[tuple[float, str, int]] = []
         draft: Draft | None = None
         silent = None
         reached = 0
         try:
-            async with aclosing(backend.stream(messages, max_tokens=max_tokens, trace=Trace())) as stream:
+            async with (
+                Sampler({self.leg: lambda: self._real.pid}, watts=0) as sampler,
+                aclosing(backend.stream(messages, max_tokens=max_tokens, trace=Trace())) as stream,
+            ):
                 async for piece in stream:
                     if isinstance(piece, Waiting):
                         began = time.perf_counter()
+                        sampler.restart()
                     elif isinstance(piece, Thinking) and piece.retract:
                         pieces.clear()
                         reached = 0
@@ -191,7 +194,7 @@ class _RecordedBackend:
         except ModelSilent as error:
             silent = str(error)  # it would say nothing again
         total_ms = (time.perf_counter() - began) * 1000
-        after = _cpu_s(process)
+        cpu_s = sampler.used(self.leg).cpu_s
         return {
             "text": draft.text if draft else "",
             "tokens": [
@@ -203,16 +206,9 @@ class _RecordedBackend:
             "pieces": pieces,
             "first_ms": pieces[0][0] if pieces else round(total_ms, 2),
             "total_ms": round(total_ms, 2),
-            "cpu_s": None if before is None or after is None else round(after - before, 3),
+            "cpu_s": None if cpu_s is None else round(cpu_s, 3),
             "silent": silent,
         }
-
-
-def _cpu_s(process: psutil.Process | None) -> float | None:
-    if process is None:
-        return None
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def _key(model: str, where: str, messages: list[Message], max_tokens: int) -> str:

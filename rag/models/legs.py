@@ -61,6 +61,8 @@ class Answering(Protocol):
     @property
     def installed(self) -> bool: ...
     @property
+    def pid(self) -> int | None: ...
+    @property
     def state(self) -> State: ...
 
     def start(self) -> object: ...
@@ -183,6 +185,11 @@ class Leg:
     def pid(self) -> int | None:
         """Process of the server that is ours, if it runs."""
         return self._server.pid if self._server else None
+
+    @property
+    def server(self) -> ChildServer | None:
+        """The server that is ours, once there is one."""
+        return self._server
 
     @property
     def key(self) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any
 import httpx2
 import psutil
 
+from rag import resources
 from rag.errors import ModelUnreachable
 from rag.models import native, processor
 from rag.models.runtime import BATCH_TOKENS, EmbeddedServer
@@ -253,12 +254,9 @@ class _Others:
         all_of_them = psutil.cpu_times()
         at_rest = ("idle", "iowait", "guest", "guest_nice")  # guests are counted as users already
         used_s = sum(all_of_them) - sum(getattr(all_of_them, field, 0.0) for field in at_rest)
-        try:
-            server = psutil.Process(self._ours)
-            own = [process.cpu_times() for process in (server, *server.children(recursive=True))]
-        except psutil.Error:
-            own = []  # it has died, which the request tells
-        return float(used_s - sum(times.user + times.system for times in own))
+        # None: it has died, which the request tells.
+        own_s = resources.cpu_s(self._ours) if self._ours is not None else None
+        return float(used_s - (own_s or 0.0))
 
 
 def _fastest(figures: Sequence[Figure | None]) -> Figure | None:

@@ -23,6 +23,7 @@ from chainlit.config import config
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import Response
 
+from rag.energy import FROM_COMPUTING_TIME
 from rag.models.legs import SPOKEN
 from rag.serve.hardening import FILE_POLICY, is_uuid
 from rag.serve.history import Kept
@@ -82,6 +83,15 @@ def asked(thread: Thread) -> list[Asked]:
                 one.answers.append(Reply(id, at, metadata))
             one.files |= {str(report["source"]): report for report in documents}
     return list(said.values())
+
+
+async def turns(history: Kept) -> list[dict[str, Any]]:
+    """Every turn of every conversation, of all users, in the order in which they were asked; `asked_at` says when."""
+    found = []
+    for id in await history.thread_ids():
+        for one in asked(await history.get_thread(id) or {}):
+            found += [{**answer.turn, "asked_at": one.at} for answer in one.answers]
+    return sorted(found, key=lambda turn: str(turn["asked_at"]))
 
 
 def _files(thread: Thread, message_id: str) -> list[str]:
@@ -192,7 +202,7 @@ def _unit(source: str) -> str:
 
 
 def _receipt(turn: Turn) -> str:
-    """Who answered, and how long it took."""
+    """Who answered, how long it took, and with how much energy."""
     trace = turn.get("trace") or {}
     parts = []
     if turn.get("model") is not None:
@@ -209,7 +219,19 @@ def _receipt(turn: Turn) -> str:
         parts.append(f"first token after {trace['ttft_ms'] / 1000:.2f} s")
     if trace.get("total_ms") is not None:
         parts.append(f"{trace['total_ms'] / 1000:.2f} s in all")
+    if energy := _energy(turn.get("bill") or {}):
+        parts.append(energy)
     return "; ".join(parts)
+
+
+def _energy(bill: Mapping[str, Any]) -> str:
+    """With how it is known; older receipts were all estimated alike, and do not say so."""
+    joules, source = bill.get("energy_j"), bill.get("energy_source") or FROM_COMPUTING_TIME
+    if not joules:
+        return ""
+    if bill.get("energy_measured"):
+        return f"{joules:,.1f} J, measured ({_plain(source)})"
+    return f"about {joules:,.1f} J, {_plain(source)}, {bill.get('watts') or 0:g} W assumed"
 
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|~$!&]|^[-+=]")
@@ -265,7 +287,9 @@ _BEFORE: Final = (
     "threshold", "reason", "total_ms", "ttft_ms",
 )  # fmt: skip
 _AFTER: Final = (
-    "input_tokens", "output_tokens", "at_least", "tokens_per_s", "cost", "currency", "cost_known", "energy_j", "watts",
+    "input_tokens", "output_tokens", "at_least", "tokens_per_s", "cost", "currency", "cost_known", "energy_j",
+    "energy_measured", "energy_source", "watts",
+    *(f"{leg}.{name}" for leg in SPOKEN for name in ("cpu_s", "peak_memory_mb", "gpu_memory_mb", "gpu_share")),
     "citations", "notes",
 )  # fmt: skip
 _ASKED: Final = ("load", "prompt", "queue", "request", "first_token", "thinking", "completion")
@@ -300,6 +324,7 @@ def _row(one: Asked, answer: Reply) -> dict[str, Any]:
     row |= {name: verdict.get(name) for name in ("score", "threshold", "reason")}
     row |= {name: trace.get(name) for name in ("total_ms", "ttft_ms")}
     row |= {name: bill.get(name) for name in _AFTER}
+    row |= {f"{leg}.{name}": n for leg, used in (bill.get("resources") or {}).items() for name, n in used.items()}
     row["asked_at"], row["question"] = one.at, one.text or turn.get("question")
     row["by"], row["stopped"] = answered_by(turn), bool(turn.get("stopped"))
     row["where"] = turn.get("where")

@@ -56,6 +56,9 @@ class Kept(Protocol):
     async def get_thread(self, thread_id: str) -> ThreadDict | None:
         """None also if nothing was said in it yet."""
 
+    async def thread_ids(self) -> list[str]:
+        """Of all users' conversations, the oldest first."""
+
     async def get_thread_author(self, thread_id: str) -> str:
         """The owner's identifier; "" if there is no such conversation, or nobody owns it."""
 

@@ -350,6 +350,12 @@ class History(BaseDataLayer):
         if self.deleted is not None:
             await self.deleted(thread_id)
 
+    async def thread_ids(self) -> list[str]:
+        def work() -> list[str]:
+            return [id for (id,) in self._db.execute("SELECT id FROM threads ORDER BY created, id")]
+
+        return await self._ask(work)
+
     async def get_thread_author(self, thread_id: str) -> str:
         def work() -> str:
             row = self._db.execute(

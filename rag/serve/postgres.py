@@ -469,6 +469,13 @@ class PostgresHistory(ChainlitDataLayer):
         if self.deleted is not None:
             await self.deleted(thread_id)
 
+    async def thread_ids(self) -> list[str]:
+        async def work(db: Any) -> list[str]:
+            rows = await db.fetch('SELECT id FROM "Thread" WHERE "deletedAt" IS NULL ORDER BY "createdAt", id')
+            return [id for (id,) in rows]
+
+        return await self._ask(work)
+
     async def get_thread_author(self, thread_id: str) -> str:
         async def work(db: Any) -> str:
             row = await db.fetchrow(

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
+from rag.energy import FROM_COMPUTING_TIME, sources
+
 Turn = Mapping[str, Any]
 
 
@@ -16,7 +18,9 @@ def totals(turns: Iterable[Turn]) -> dict[str, Any]:
 
     `escalation_rate` is the share of the answered turns that escalated, None before the first. `at_least` says that more
     tokens were used than are counted; money and energy then are at least so much, too. `cost` is the sum of what is known
-    and `cost_known` false where a turn's is not; in two currencies there is no sum. What no turn tells is None.
+    and `cost_known` false where a turn's is not; in two currencies there is no sum. `energy_source` is how the energy is
+    known, `energy_measured` whether every part of it was measured; CPU seconds are of all models that ran here, the memory
+    is the most that one of them had. What no turn tells is None.
     """
     kept = list(turns)
     bills = [turn["bill"] for turn in kept if turn.get("bill")]
@@ -25,6 +29,8 @@ def totals(turns: Iterable[Turn]) -> dict[str, Any]:
     costs = [bill["cost"] for bill in bills if bill.get("cost") is not None]
     currencies = {bill["currency"] for bill in bills if bill.get("currency")}
     watts = {bill["watts"] for bill in bills if bill.get("watts") is not None}
+    powered = [bill for bill in bills if bill.get("energy_j")]
+    used = [model for bill in bills for model in (bill.get("resources") or {}).values()]
     firsts = [ttft for turn in kept if (ttft := _time(turn, "ttft_ms")) is not None]
     return {
         "turns": len(kept),
@@ -42,7 +48,11 @@ def totals(turns: Iterable[Turn]) -> dict[str, Any]:
         "currency": _only(currencies),
         "cost_known": all(bill.get("cost_known") for bill in bills) and len(currencies) <= 1,
         "energy_j": _sum(bills, "energy_j"),
+        "energy_measured": bool(powered) and all(bill.get("energy_measured") for bill in powered),
+        "energy_source": " + ".join(dict.fromkeys(source for bill in powered for source in _sources(bill))),
         "watts": _only(watts),
+        "cpu_s": _sum(used, "cpu_s"),
+        "peak_memory_mb": max((model["peak_memory_mb"] for model in used if "peak_memory_mb" in model), default=None),
         "latency": [
             {
                 "total_ms": _time(turn, "total_ms"),
@@ -85,9 +95,14 @@ def _time(turn: Turn, name: str) -> float | None:
     return value
 
 
-def _sum(bills: list[dict[str, Any]], name: str) -> Any:
+def _sources(bill: Mapping[str, Any]) -> tuple[str, ...]:
+    """Older bills were all estimated alike, and do not say so."""
+    return sources(bill.get("energy_source") or FROM_COMPUTING_TIME)
+
+
+def _sum(parts: Iterable[Mapping[str, Any]], name: str) -> Any:
     """Of what is known; None where nothing is."""
-    known = [bill[name] for bill in bills if bill.get(name) is not None]
+    known = [part[name] for part in parts if part.get(name) is not None]
     return round(sum(known), 3) if known else None
 
 

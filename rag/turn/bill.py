@@ -1,16 +1,18 @@
-"""What one turn used: tokens, money, and an estimate of energy.
+"""What one turn used: tokens, money, energy, and of this machine its processor and memory.
 
-Knows the drafts, the trace and the prices that the user set; knows no model, and asks nobody. A figure that these do not
-give is None, never a guess. Only the energy is an estimate, and of one assumption: `watts` is what the user says this
-machine draws while a model computes; nothing measures it.
+Knows the drafts, the trace, the prices that the user set and what was sampled while models computed; knows no model, and
+asks nobody. A figure that these do not give is None or left out, never a guess. Energy that nothing measured is an estimate
+of one assumption: `watts` is what the user says this machine draws while all of its cores compute.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rag.energy import FROM_COMPUTING_TIME, Energy, total
 from rag.models.backend import Draft
+from rag.resources import Used, together
 from rag.settings import Settings
 from rag.trace import Trace
 
@@ -63,14 +65,17 @@ class Bill:
     cost: float | None
     """In `currency`; None where a price or a count is missing that it needs."""
     currency: str
-    energy_j: float | None
-    """Estimate, joules: watts x seconds in which a model computed here. None where `watts` is 0.
+    energy: Energy
+    """While a model computed here: measured, or watts x CPU seconds / cores; of a server that is not ours, whose CPU time
+    nobody knows, watts x seconds. Joules are None where nothing was measured and `watts` is 0.
 
     Neither a server on another machine nor the loading of a model is counted: the first draws its power elsewhere, and
     the second serves later turns too.
     """
     watts: float
-    """Assumed by the user, not measured."""
+    """Assumed by the user for estimates, not measured."""
+    resources: Mapping[str, Used]
+    """By leg, of those that computed here; the energies of one turn's legs were measured one after another."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -82,13 +87,26 @@ class Bill:
             "cost": None if self.cost is None else round(self.cost, 10),
             "currency": self.currency,
             "cost_known": self.cost is not None,
-            "energy_j": None if self.energy_j is None else round(self.energy_j, 3),
+            "energy_j": None if self.energy.joules is None else round(self.energy.joules, 3),
+            "energy_measured": self.energy.measured,
+            "energy_source": self.energy.source,
             "watts": self.watts,
+            "resources": {leg: known for leg, used in self.resources.items() if (known := _known(used))},
         }
 
 
-def bill(drafts: Sequence[Draft], trace: Trace, settings: Settings, *, remote: Collection[str] = ()) -> Bill:
-    """What a turn used, as far as it got; the last draft answers. `remote` are the legs on other machines."""
+def bill(
+    drafts: Sequence[Draft],
+    trace: Trace,
+    settings: Settings,
+    *,
+    remote: Collection[str] = (),
+    sampled: Sequence[tuple[str, Used]] = (),
+) -> Bill:
+    """What a turn used, as far as it got; the last draft answers.
+
+    `remote` are the legs on other machines, `sampled` what each request to a leg used here, in their order.
+    """
     lost = _without_draft(drafts, trace)
     read = [draft.usage.input_tokens if draft.usage else None for draft in drafts]
     written = [_written(draft) for draft in drafts]
@@ -97,6 +115,8 @@ def bill(drafts: Sequence[Draft], trace: Trace, settings: Settings, *, remote: C
         for number, draft in enumerate(drafts)
     ]
     costs += [Price.of(leg, settings, remote=leg in remote).cost(None, None) for leg in lost]
+    here = dict.fromkeys(leg for leg, _ in sampled if leg not in remote)
+    resources = {leg: together(used for name, used in sampled if name == leg) for leg in here}
     return Bill(
         input_tokens=_sum(read, lost),
         output_tokens=_sum(written, lost),
@@ -104,8 +124,9 @@ def bill(drafts: Sequence[Draft], trace: Trace, settings: Settings, *, remote: C
         tokens_per_s=_speed(drafts[-1], trace) if drafts else None,
         cost=None if None in costs else sum(cost for cost in costs if cost is not None),
         currency=settings.currency,
-        energy_j=settings.watts * _computed_s(trace, remote) if settings.watts else None,
+        energy=_energy(trace, settings.watts, remote, resources),
         watts=settings.watts,
+        resources=resources,
     )
 
 
@@ -141,6 +162,22 @@ def _speed(draft: Draft, trace: Trace) -> float | None:
     return (written - 1) / (wrote_ms / 1000)
 
 
-def _computed_s(trace: Trace, remote: Collection[str]) -> float:
-    spans = (span for span in trace.spans if span.name in COMPUTING and span.leg not in remote)
-    return sum(span.duration_ms or 0.0 for span in spans) / 1000
+def _energy(trace: Trace, watts: float, remote: Collection[str], resources: Mapping[str, Used]) -> Energy:
+    """Of the legs that computed here; 0 joules where none did."""
+    computed_ms: dict[str, float] = {}
+    for span in trace.spans:
+        if span.name in COMPUTING and span.leg and span.leg not in remote:
+            computed_ms[span.leg] = computed_ms.get(span.leg, 0.0) + (span.duration_ms or 0.0)
+    if not computed_ms:
+        return Energy(0.0 if watts else None, False, "")
+    parts = []
+    for leg, ms in computed_ms.items():
+        if leg in resources and resources[leg].energy.joules is not None:
+            parts.append(resources[leg].energy)
+        elif watts:
+            parts.append(Energy(watts * ms / 1000, False, FROM_COMPUTING_TIME))
+    return total(parts)
+
+
+def _known(used: Used) -> dict[str, float]:
+    return {name: figure for name, figure in used.figures().items() if figure is not None}

@@ -5,8 +5,8 @@ door decides anything. Knows the order of the work and who answers when somebody
 worded and what makes a draft good are other rooms' business.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from rag.errors import ModelError, RagError, UserError
 from rag.models.backend import HERE, Draft, Reading, Thinking, Waiting
 from rag.models.backend import Token as Written
 from rag.models.legs import Answering, Pair
+from rag.resources import Sampler, Used
 from rag.settings import Mode, Settings
 from rag.telemetry import Telemetry
-from rag.trace import Trace
+from rag.trace import Span, Trace
 from rag.turn import calibration, citations, confidence, evidence, overview, prompt, rewriting
 from rag.turn.bill import Bill, bill
 from rag.turn.calibration import Calibration
@@ -37,6 +38,8 @@ SETTLE_FIRST_S = 10.0
 MORE = 3
 # Asked once more, a model that always took the likeliest word would say the same.
 FRESH_TEMPERATURE = 0.7
+# A request that waited longer before it was sent waited for somebody else's answer.
+WAITED_MS = 1.0
 
 WAITS = {"slm": "turn.phase_load_slm", "llm": "turn.phase_load_llm"}
 READS = {"slm": "turn.phase_reads_slm", "llm": "turn.phase_reads_llm"}
@@ -132,7 +135,7 @@ class Turn:
     notes: tuple[str, ...]
     """What the user must know about this answer: who could not be asked, what was left out."""
     bill: Bill
-    """Tokens, money and energy."""
+    """Tokens, money, energy, and what the models took of this machine."""
     prompts: dict[str, Prompt]
     """What each leg was sent, for those who look inside; of it, the dictionary has the ledgers."""
     check: Check | None
@@ -260,6 +263,8 @@ class _Work:
         self.notes: list[str] = []
         self.where: dict[str, str] = {}
         """By leg, of those that were sent something."""
+        self.sampled: list[tuple[str, Used]] = []
+        """What each request to a leg used of this machine."""
         self.shown = ""
         self.fitted = fitted
         self.given_up: Verdict | None = None
@@ -469,7 +474,7 @@ class _Work:
             stream = server.stream(
                 built.messages, max_tokens=leg.max_tokens, trace=self.trace, temperature=self.temperature
             )
-            async with aclosing(stream) as pieces:
+            async with self._sampled(leg), aclosing(stream) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Waiting):
                         if piece.again_s is not None:
@@ -510,6 +515,26 @@ class _Work:
                             Draft(leg.name, server.model, written, tuple(tokens), runs_on=server.runs_on)
                         )
                         break
+
+    @asynccontextmanager
+    async def _sampled(self, leg: Answering) -> AsyncIterator[None]:
+        """What the body uses of this machine is counted; a server elsewhere uses another."""
+        if leg.leaves:
+            yield
+            return
+        sampler, began_ms = Sampler({leg.name: lambda: leg.pid}, watts=self.settings.watts), self.trace.now_ms()
+
+        def opened(span: Span) -> None:
+            if span.name == "request" and span.start_ms - began_ms > WAITED_MS:
+                sampler.restart()  # what its model computed until now was not for this turn
+
+        try:
+            async with sampler:
+                self.trace.on_open = opened
+                yield
+        finally:
+            self.trace.on_open = None
+            self.sampled.append((leg.name, sampler.used(leg.name)))
 
     def _prompt(self, leg: Answering, context_tokens: int | None) -> Prompt:
         large = leg.name == "llm"
@@ -591,6 +616,7 @@ class _Work:
                 self.trace,
                 self.settings,
                 remote=[leg.name for leg in (self.legs.slm, self.legs.llm) if leg.leaves],
+                sampled=self.sampled,
             ),
             prompts=dict(self.prompts),
             check=self.check,

@@ -438,7 +438,7 @@ def measure(text: str, tokens: Sequence[Token], grounds: Grounds, *, cut_off: bo
     said = grounds.tell(found)
     plain = f" {' '.join(own_words)} "
     return Signals(
-        words=_count_words(text),
+        words=count_words(text),
         mean_logprob=statistics.fmean(logprobs) if logprobs else None,
         low_logprob=sorted(logprobs)[len(logprobs) // 10] if logprobs else None,
         least_logprob=min(logprobs, default=None),
@@ -549,7 +549,7 @@ def _plain(text: str) -> str:
     return f" {' '.join(_words(text))} "
 
 
-def _count_words(text: str) -> int:
+def count_words(text: str) -> int:
     # Two characters of a script without spaces count as one word.
     return sum(1 if word[0] < UNSPACED else (len(word) + 1) // 2 for word, _, _ in words(text))
 

@@ -41,6 +41,10 @@ def test_a_real_question_streams_cites_and_shows_where_the_time_went(browser: Br
             ("completion", "slm"),
         } <= {(span, leg or None) for span, leg in drawn}
         assert "smollm2-135m" in {draft["model"] for draft in turn["drafts"]}
+        taken = body.get_by_role("row").filter(has_text="smollm2-135m").first
+        expect(taken).to_contain_text(re.compile(r"\d written · [\d.]+ m?s of CPU time · at most [\d,]+ MB of memory"))
+        energy = body.get_by_role("row").filter(has_text="Energy")
+        expect(energy).to_contain_text(re.compile(r"\d J, (measured \(|estimated from CPU time, 20 W assumed)"))
         assert turn["where"] == "on this machine"
 
 

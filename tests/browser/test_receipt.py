@@ -71,6 +71,36 @@ def test_the_reason_of_an_escalation_is_told_once(
         expect(chat.page.get_by_test_id("receipt-rejected")).to_contain_text(REASON)
 
 
+def test_energy_says_how_it_is_known(browser: Browser, scripted_url: str, scripted: ScriptedServer) -> None:
+    scripted.script = lambda model, _: GOOD
+    cases = [
+        ({"energy_source": "RAPL, package", "energy_measured": True}, "12 J, measured (RAPL, package)"),
+        ({"energy_source": "battery", "energy_measured": True}, "12 J, measured (battery)"),
+        (
+            {"energy_source": "NVML + estimated from CPU time", "energy_measured": False},
+            "about 12 J: partly measured (NVML), partly estimated from CPU time, 20 W assumed",
+        ),
+        ({}, "about 12 J, estimated from computing time, 20 W assumed"),  # of an older version
+        ({"watts": None}, "about 12 J, estimated from computing time"),
+        ({"energy_j": 0}, None),
+        ({"energy_j": None}, None),
+    ]
+    with tab(browser, scripted_url) as chat:
+        turn = chat.ask(QUESTION)
+        assert turn["bill"]["resources"] == {}, "whose server this is, nobody knows"
+        words = "bill => window.smallFirst.turns.bill({bill})"
+        for bill, told in cases:
+            rows = chat.page.evaluate(words, {"energy_j": 12, "watts": 20, **bill})
+            assert rows == ([["Energy", told]] if told else [])
+        gpu = {"cpu_s": 1.5, "peak_memory_mb": 2006.4, "gpu_memory_mb": 1500, "gpu_share": 0.75}
+        assert chat.page.evaluate(words, {"resources": {"llm": gpu}}) == [
+            [
+                "Larger model",
+                "1.50 s of CPU time · at most 2,006 MB of memory · GPU 75% busy · at most 1,500 MB of GPU memory",
+            ]
+        ]
+
+
 def test_a_thumb_and_a_word_about_it_are_kept_over_a_reload(
     browser: Browser, scripted_url: str, scripted: ScriptedServer
 ) -> None:

@@ -84,6 +84,15 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_that_a_page_cannot_be_written_is_said_beforehand(tmp_path: Path) -> None:
+    page.check(tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="cannot be written: It is a folder"):
+        page.check(tmp_path)
+    with pytest.raises(UserError, match="No such file"):
+        page.check(tmp_path / "missing" / "report.html")
+
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 

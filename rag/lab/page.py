@@ -5,12 +5,13 @@ its style, pictures and figures are inside, the figures once more as JSON that c
 what a model wrote is never run.
 """
 
+import errno
 import html
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,17 @@ def figure(svg: str, caption: str) -> str:
     return f'<figure><div role=img aria-label="{told}">{svg}</div><figcaption>{told}</figcaption></figure>'
 
 
+def check(path: Path) -> None:
+    """UserError where no page can be written: said before what takes minutes, not after."""
+    with _told(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "It is a folder")
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
 def write(text: str, path: Path) -> None:
     """Whole or not at all. UserError where it cannot be written."""
-    try:
+    with _told(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -102,6 +111,13 @@ def write(text: str, path: Path) -> None:
             with suppress(OSError):
                 os.unlink(name)
             raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system refuses is said to a person."""
+    try:
+        yield
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise UserError(f"{path} cannot be written: {why}. Name another file with --page.") from None

@@ -18,7 +18,7 @@ check: .venv/ready-dev
 	$(BIN)/python -m cogapp --check -p 'import sys; sys.path.insert(0, ".")' README.md
 
 bench: .venv/ready
-	$(BIN)/smallfirst bench
+	$(BIN)/smallfirst bench --turns
 
 clean:
 	rm -rf .venv .files .pytest_cache .mypy_cache .ruff_cache build dist

@@ -212,9 +212,11 @@ def bench() -> None:
         *((what, theirs, form.format(report["metrics"][key])) for what, (theirs, key, form) in OPEN_WEBUI.items()),
     )
     machine = report["machine"]
+    ratio = report["metrics"].get("ratio")
+    times = f", ours takes {ratio:.2f} times as long" if ratio is not None else ""
     cog.outl(
         f"\n{report['starts']} starts, {report['rounds']} pairs of requests, model {report['model']}, asked as `smallfirst-slm`; bare first token"
         f" {report['metrics']['bare_first_token_ms']:.1f} ms (the prompt is in the server's cache, so that only our share"
-        f" differs), of ours {report['metrics']['turn_before_request_ms']:.1f} ms is the turn's work before the request is"
+        f" differs){times}, of ours {report['metrics']['turn_before_request_ms']:.1f} ms is the turn's work before the request is"
         f" sent. {machine['system']}, {machine['cores']} cores, Python {machine['python']}."
     )

@@ -374,7 +374,8 @@ function CopyTool({ turn, root, fail }) {
 }
 
 function Comment({ turn, kept, change, press }) {
-  const comment = turn.comment || ''
+  // What was kept is shown at once; the receipt that tells it may come after the word that it was.
+  const comment = kept.said ?? turn.comment ?? ''
   const text = kept.comment ?? comment
   if (!kept.asking) {
     if (!comment) return null
@@ -384,7 +385,7 @@ function Comment({ turn, kept, change, press }) {
       </button>
     )
   }
-  const done = () => change({ asking: false, comment: undefined })
+  const done = (more) => change({ asking: false, comment: undefined, ...more })
   return (
     <span className="sf-comment">
       <input
@@ -398,7 +399,8 @@ function Comment({ turn, kept, change, press }) {
         onChange={(event) => change({ comment: event.target.value })}
         onKeyDown={(event) => {
           if (event.nativeEvent.isComposing) return
-          if (event.key === 'Enter') press('comment', { comment: text.trim() }).then((said) => said && done())
+          const said = text.trim()
+          if (event.key === 'Enter') press('comment', { comment: said }).then((kept) => kept && done({ said }))
           if (event.key === 'Escape') done()
         }}
       />
@@ -415,7 +417,9 @@ function Tools({ turn, kept, change, root, press, running, showFound }) {
   const larger = turn.larger || {}
   const host = larger.leaves ? larger.where : null
   const thumb = (name) =>
-    press(name).then((done) => done && change({ asking: turn.kept !== name, comment: undefined }))
+    press(name).then(
+      (done) => done && change({ asking: turn.kept !== name, comment: undefined, said: undefined }),
+    )
   const offered = {
     retry: { icon: RotateCcw, text: t('page.retry') },
     ask_larger: {
@@ -440,7 +444,7 @@ function Tools({ turn, kept, change, root, press, running, showFound }) {
               icon={icon}
               name={told}
               pressed={standing === name}
-              busy={busy}
+              busy={kept.pending === name}
               onClick={() => thumb(name)}
             />
           ))}
@@ -502,7 +506,9 @@ export default function Receipt() {
 
   /** True once the server has done it; what went wrong is told under the buttons. */
   async function press(name, more) {
-    if (receipts.of(answer).pending) return false
+    // Pressed twice it is meant once; anything else is done after what is under way.
+    if (receipts.of(answer).pending === name) return false
+    while (receipts.of(answer).pending) await receipts.idle(answer)
     change({ pending: name, failed: null })
     try {
       const said = await callAction({ name, payload: { answer, ...more } })

@@ -36,6 +36,8 @@ def bars(values: Mapping[str, Mapping[str, float]], *, unit: str, log: bool = Fa
     if log:
         axes.set_xscale("log")
     axes.margins(x=0.12)
+    if not log and all(value >= 0 for one in values.values() for value in one.values()):
+        axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     if len(values) > 1:
         _legend(axes, len(values))

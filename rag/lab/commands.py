@@ -74,10 +74,14 @@ def add(
     _add_cost(cost)
 
 
-def _run(measuring: Coroutine[Any, Any, None], finish: Callable[[], None]) -> None:
+def _run(measure: Callable[[], Coroutine[Any, Any, None]], finish: Callable[[], None], *, page_at: Path | None) -> None:
     """Measure, then show; also what there is when the measuring broke off, whose error then goes on."""
+    if page_at is not None:
+        from rag.lab import page
+
+        page.check(page_at)
     try:
-        asyncio.run(measuring)
+        asyncio.run(measure())
     finally:
         finish()
 
@@ -93,7 +97,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", metavar="TEXT", help="what both are asked (COMPARE_PROMPT)")
     asked.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line, or a JSON list")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="warm runs of each (default: %(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=3, metavar="N", help="rounds, each cold and warm (default: %(default)s)"
+    )
     parser.add_argument(
         "--retrieve",
         action=argparse.BooleanOptionalAction,
@@ -104,38 +110,135 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    raise UserError("compare is not there yet.")
+    from rag import terminal
+    from rag.lab import compare, compare_view, page, prompts
+    from rag.lab.comparison import Plan, Report
+
+    settings = Settings.load(docs=arguments.docs, slm_model=arguments.slm, llm_model=arguments.llm)
+    asked = prompts.of(arguments.prompt, settings) if arguments.prompts is None else prompts.read(arguments.prompts)
+    report = Report(Plan(asked, arguments.repeat, arguments.retrieve, arguments.refine))
+
+    async def measure() -> None:
+        with terminal.counting() as progress:
+            await compare.run(report, settings, progress=progress)
+
+    def finish() -> None:
+        if report.empty:
+            return
+        if arguments.json:
+            print(json.dumps(report.to_dict(), ensure_ascii=False))
+        else:
+            compare_view.show(report)
+        if arguments.page is not None:
+            page.write(compare_view.page(report), arguments.page)
+
+    _run(measure, finish, page_at=arguments.page)
 
 
 # bench
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, metavar="N", help="pairs of requests (default: 20), or timings (3)")
-    parser.add_argument(
+    parser.epilog = (
+        "pp64 is reading 64 tokens, tg48 @ d64 writing up to 48 behind them, both in tokens/s, mean and standard deviation,"
+        " named as llama-bench names them. Unlike llama-bench this goes over HTTP, through the server's template, tokenizer"
+        " and sampler, it reads text and not random tokens, and a pp time holds one step of writing. First token, between"
+        " pieces and whole request are what vLLM's bench calls TTFT, ITL and E2EL. The page of --page tells the rest."
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--turns", action="store_true", help="this product instead: its share of a turn, in pairs, its start and memory"
+    )
+    what.add_argument(
         "--backend",
         choices=("all", "embedded", "native", "foundry", "servers"),
-        help="instead: tokens a second of each model on each runtime",
+        help="each model on each of these runtimes, with prompts of 1,024 tokens",
     )
+    parser.add_argument(
+        "--models",
+        metavar="A,B",
+        help="which models (BENCH_MODELS; default: the pair of the chat, or all of --backend)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="requests for each figure (BENCH_ROUNDS), or pairs (default: 20)"
+    )
+    parser.add_argument("--lengths", metavar="N,N", help="tokens of the prompts (default: 64,256,1024,4096), or none")
+    parser.add_argument(
+        "--concurrency", metavar="N,N", help="how many requests at once (default: 1,2,4,8,16,32), or none"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="one prompt in place of these lengths (BENCH_PROMPT)")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from rag.lab import bench, speed
+    if arguments.turns:
+        _bench_turns(arguments)
+        return
+    from rag import terminal
+    from rag.lab import bench, bench_view, page
 
     settings = Settings.load()
-    if arguments.backend is not None:
-        rounds = 3 if arguments.rounds is None else arguments.rounds
-        speeds = asyncio.run(speed.measure(settings, arguments.backend, rounds))
+    given = settings.bench_models if arguments.models is None else arguments.models
+    models = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if arguments.models is not None and not models:
+        raise UserError("--models names no model. Write their names with commas between them.")
+    survey = arguments.backend
+    plan = bench.Plan.of(
+        settings,
+        rounds=arguments.rounds,
+        lengths=arguments.lengths,
+        concurrency=arguments.concurrency,
+        prompt=arguments.prompt,
+        survey=survey is not None,
+    )
+    report = bench.Report(plan)
+
+    async def measure() -> None:
+        with terminal.counting() as progress:
+            await bench.run(report, settings, models=models, survey=survey, progress=progress)
+
+    def finish() -> None:
+        if not report.rows:
+            return
         if arguments.json:
-            print(json.dumps(speed.report(speeds, rounds)))
+            print(json.dumps(report.to_dict(), ensure_ascii=False))
         else:
-            speed.show(speeds, rounds)
-        return
-    report = asyncio.run(bench.run(settings, rounds=20 if arguments.rounds is None else arguments.rounds))
-    if arguments.json:
-        print(json.dumps(report.to_dict()))
-    else:
-        bench.show(report)
+            bench_view.show(report)
+        if arguments.page is not None:
+            page.write(bench_view.html(report), arguments.page)
+
+    _run(measure, finish, page_at=arguments.page)
+
+
+def _bench_turns(arguments: argparse.Namespace) -> None:
+    from rag import terminal
+    from rag.lab import overhead, overhead_view, page
+
+    for name in ("models", "lengths", "concurrency", "prompt"):
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name} is about models, and --turns measures the product. Leave one of them out.")
+    settings = Settings.load()
+    rounds: int | None = arguments.rounds
+    if rounds is None:
+        rounds = settings.bench_rounds if "bench_rounds" in settings.model_fields_set else overhead.ROUNDS
+    if rounds < 1:
+        raise UserError(f"--rounds is {rounds}; at least 1 is needed.")
+    report = overhead.Report()
+
+    async def measure() -> None:
+        with terminal.counting() as progress:
+            await overhead.run(report, settings, rounds, progress=progress)
+
+    def finish() -> None:
+        if not report.starts_s:
+            return
+        if arguments.json:
+            print(json.dumps(report.to_dict(), ensure_ascii=False))
+        else:
+            overhead_view.show(report)
+        if arguments.page is not None:
+            page.write(overhead_view.html(report), arguments.page)
+
+    _run(measure, finish, page_at=arguments.page)
 
 
 # evaluate
@@ -144,9 +247,8 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _evaluate_retrieval(arguments: argparse.Namespace) -> None:
     from rag.lab import dataset, evaluation
 
-    if arguments.dataset is None:
-        raise UserError("Name a data set with --dataset.")
-    report = evaluation.retrieval(dataset.load(arguments.dataset), Settings.load(docs=arguments.docs))
+    settings = Settings.load()
+    report = evaluation.retrieval(dataset.load(arguments.dataset, settings, docs=arguments.docs), settings)
     if arguments.json:
         print(json.dumps(report.to_dict(), ensure_ascii=False))
     else:
@@ -158,33 +260,60 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, default="auto", help="who answers (default: %(default)s)")
     parser.add_argument("--compare", action="store_true", help="also ask each model alone, and tell a random mix")
     parser.add_argument("--between", metavar="NAME", help="with --compare: one model more, alone")
+    parser.add_argument(
+        "--judge", metavar="NAME", help="a model that also grades the answers, none of those under test"
+    )
+    parser.add_argument("--judge-url", metavar="URL", help="its OpenAI-compatible server (key: RAG_JUDGE_API_KEY)")
+    parser.add_argument(
+        "--ragas",
+        metavar="PYTHON",
+        nargs="?",
+        const="",
+        help="also ragas' metrics, by the Python that has it (default: this one, with smallfirst[ragas])",
+    )
+    parser.add_argument(
+        "--samples", type=Path, metavar="FILE", help="write the answers as ragas reads them, JSON lines"
+    )
 
 
 def _evaluate_answers(arguments: argparse.Namespace) -> None:
-    asyncio.run(_evaluate_answers_of(arguments))
-
-
-async def _evaluate_answers_of(arguments: argparse.Namespace) -> None:
     from rag import terminal
-    from rag.lab import dataset, quality, trial
+    from rag.lab import dataset, page, quality, quality_view, samples, trial
 
-    if arguments.dataset is None:
-        raise UserError("Name a data set with --dataset.")
+    if arguments.judge_url is not None and arguments.judge is None:
+        raise UserError("--judge-url is the address of a judge. Name the model with --judge.")
     settings = Settings.load(slm_model=arguments.slm, llm_model=arguments.llm)
-    with terminal.counting() as progress:
-        report = await trial.evaluate(
-            dataset.load(arguments.dataset),
-            settings,
-            arguments.mode,
-            limit=arguments.limit,
-            compare=arguments.compare,
-            between=arguments.between,
-            progress=progress,
-        )
-    if arguments.json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False))
-    else:
-        quality.show(report)
+    asked = dataset.load(arguments.dataset, settings, docs=arguments.docs)
+    report = quality.Report(arguments.mode, settings)
+
+    async def measure() -> None:
+        with terminal.counting() as progress:
+            await trial.evaluate(
+                report,
+                asked,
+                settings,
+                limit=arguments.limit,
+                compare=arguments.compare,
+                between=arguments.between,
+                judge=arguments.judge,
+                judge_url=arguments.judge_url,
+                ragas=arguments.ragas,
+                progress=progress,
+            )
+
+    def finish() -> None:
+        if not report.rows:
+            return
+        if arguments.json:
+            print(json.dumps(report.to_dict(), ensure_ascii=False))
+        else:
+            quality_view.show(report)
+        if arguments.page is not None:
+            page.write(quality_view.page(report), arguments.page)
+        if arguments.samples is not None:
+            samples.write(samples.of(report.outcomes, asked), arguments.samples)
+
+    _run(measure, finish, page_at=arguments.page)
 
 
 # calibrate
@@ -249,8 +378,65 @@ async def _calibrate_pair(arguments: argparse.Namespace) -> None:
 
 
 def _add_cost(parser: argparse.ArgumentParser) -> None:
-    pass
+    from rag.lab.assumptions import KNOBS
+    from rag.lab.prices import SHIPPED
+
+    parser.add_argument(
+        "--receipts",
+        type=Path,
+        metavar="FILE",
+        nargs="*",
+        help="go from turns that were kept: the chat's JSON or CSV, or lines of `ask --json`; without FILE, from the"
+        " conversations that are kept here",
+    )
+    parser.add_argument(
+        "--cloud",
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="compare with this model of the price table, or all (default: the cheapest and the dearest)",
+    )
+    parser.add_argument("--prices", type=Path, metavar="FILE", default=SHIPPED, help="another price table")
+    parser.add_argument("--prices-path", action="store_true", help="tell where the shipped one is, to copy and edit it")
+    parser.add_argument(
+        "--currency", metavar="NAME", help="of your prices; nothing is converted (default: the table's)"
+    )
+    group = parser.add_argument_group("what is assumed, or told by receipts, unless it is given")
+    for knob in KNOBS:
+        default = "" if knob.default is None else f" (default: {knob.default:g})"
+        group.add_argument(knob.flag, type=float, metavar="N", help=f"{knob.unit}: {knob.what}{default}")
 
 
 def _cost(arguments: argparse.Namespace) -> None:
-    raise UserError("cost is not there yet.")
+    from datetime import date
+
+    from rag import terminal
+    from rag.lab import cost, cost_view, page, prices, receipts
+    from rag.lab.assumptions import KNOBS
+
+    if arguments.prices_path:
+        print(prices.SHIPPED)
+        return
+    settings = Settings.load()
+    told = None
+    if arguments.receipts is not None:
+        files = arguments.receipts
+        told = receipts.from_turns(receipts.read(files) if files else arguments.kept_turns())
+    report = cost.report(
+        {knob.name: getattr(arguments, knob.name) for knob in KNOBS},
+        receipts=told,
+        prices=prices.load(arguments.prices),
+        today=date.today(),
+        watts=settings.watts,
+        clouds=arguments.cloud,
+        currency=arguments.currency,
+        table=arguments.prices,
+    )
+    if arguments.page is not None:
+        page.write(cost_view.html(report), arguments.page)
+    if arguments.json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False))
+        return
+    cost_view.show(report)
+    if arguments.page is not None:
+        terminal.out.print(f"Report: {arguments.page}")

@@ -1,209 +1,167 @@
-"""How fast each runtime reads and writes: prefill and decode tokens a second, same prompts, through our own client.
+"""How fast one model reads and writes: single requests, timed piece by piece, and prompts of a wanted length.
 
-Knows which runtimes can be had here (llama.cpp as installed, llama.cpp built for this processor, Foundry Local's library,
-servers that run on this machine) and how to time one. Knows nothing of documents or of what the tokens say. Every prompt
-begins with words of its own, so that no server finds it in its cache.
+Knows one backend, and how to make a prompt that no server holds in its cache: each begins with a number of its own.
+Knows nothing of documents, of what the words say, or of how many requests there will be.
 """
 
-import contextlib
-import statistics
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from rich.table import Table
-
-from rag import terminal
-from rag.errors import ModelError, RagError, UserError
-from rag.lab.machine import machine
-from rag.models import discovery, foundry, native, weights
-from rag.models.backend import Backend, Draft, Message
-from rag.models.capabilities import EMBEDDED
-from rag.models.child import ChildServer
-from rag.models.cores import Cores
-from rag.models.runtime import EmbeddedServer
-from rag.settings import Settings
+from rag.errors import ModelError, ModelSilent
+from rag.models.backend import Backend, ChatBackend, Delta, Draft, Message
+from rag.models.capabilities import Capabilities
 from rag.trace import Trace
 
-BACKENDS = ("embedded", "native", "foundry", "servers")
-SENTENCES = 90
 WRITTEN_TOKENS = 48
+"""The longest answer of a request that is timed alone."""
+SHORT_TOKENS = 16
+"""Of one among many."""
+THINKING_TOKENS = (192, 768)
+"""For a model that thought all the time and wrote nothing: what it is given next."""
 LEAST_TOKENS = 8
+"""From fewer no speed of writing is told."""
+SPARE_TOKENS = 32
+"""Left free of a window: how many tokens a text makes is known to about one in a hundred."""
+SCALE_WORDS = (20, 200)
+TASK = "Now tell a very long story about the people in this harbour, in many chapters, and do not end it."
+WORDS = (
+    "The harbour was quiet in the morning and the boats lay side by side at the stone wall while the men carried nets and"
+    " boxes up the steps to the market where women from the villages were already waiting with their baskets and talked"
+    " about the weather and the price of salt because the winter had been long and nobody could say how much fish would"
+    " come this year but the old teacher who walked there every day with his dog said that he had seen the birds return"
+    " to the island and that was a better sign than anything that stood in the paper"
+).split()
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Medians of one model on one runtime."""
+class Timed:
+    """One request. Times are in milliseconds, and begin when the request has been sent."""
 
-    runtime: str
-    model: str
-    input_tokens: int
-    prefill_tokens_per_s: float
-    """Tokens of the prompt over the time to the first token."""
-    decode_tokens_per_s: float
-    """Tokens after the first over the time after the first."""
+    waited_ms: float
+    """Before it was sent: in our queue, where one model computes at a time, or because the server asked to come back."""
+    first_ms: float | None
+    """To the first piece that carries text, or the first sign of a thought. None: the answer came whole."""
+    total_ms: float
+    gaps_ms: tuple[float, ...]
+    """Between one piece of text and the next. A piece is an event of the stream; most servers send one for each token."""
+    input_tokens: int | None
+    """As the server counted; None where it does not."""
+    output_tokens: int | None
+    """The same, thoughts and the token that ends the answer among them."""
+    writing_ms: float | None
+    """From the first piece to the last token; None where that says nothing of the speed of writing."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "runtime": self.runtime,
-            "model": self.model,
-            "input_tokens": self.input_tokens,
-            "prefill_tokens_per_s": round(self.prefill_tokens_per_s, 1),
-            "decode_tokens_per_s": round(self.decode_tokens_per_s, 1),
-        }
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Tokens of the prompt over the time to the first token: one step of writing and the way there and back count."""
+        if self.input_tokens is None or not self.first_ms:
+            return None
+        return self.input_tokens / self.first_ms * 1000
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens after the first over the time after the first."""
+        if self.output_tokens is None or self.output_tokens < LEAST_TOKENS or not self.writing_ms:
+            return None
+        return (self.output_tokens - 1) / self.writing_ms * 1000
+
+
+async def ask(backend: ChatBackend, messages: list[Message], max_tokens: int, *, streamed: bool = True) -> Timed:
+    """Send one request and time what comes; `streamed` False: its answer was asked for whole. Raises ModelError."""
+    trace = Trace()
+    came_ms: list[float] = []
+    draft: Draft | None = None
+    async with aclosing(backend.stream(messages, max_tokens=max_tokens, trace=trace)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Delta):
+                came_ms.append(trace.now_ms())
+            elif isinstance(piece, Draft):
+                draft = piece
+    assert draft is not None, "a stream without an error ends with its draft"
+    usage = draft.usage
+    written = usage.output_tokens if usage else None
+    first = next(span for span in reversed(trace.spans) if span.name == "first_token")
+    sent_ms = first.start_ms
+    ended_ms = trace.total_ms
+    # A server that does not stream sends all of its tokens in one piece, after all of its work.
+    if len(came_ms) < 2 and (written is None or written >= LEAST_TOKENS):
+        streamed = False
+    # Of an answer that was cut off the last token is text; of another it is the one that ends it, which is told at the end.
+    last_ms = came_ms[-1] if came_ms and draft.finish_reason == "length" else ended_ms
+    first_ms = first.duration_ms if streamed else None
+    return Timed(
+        waited_ms=sum(span.duration_ms or 0 for span in trace.spans if span.name == "queue"),
+        first_ms=first_ms,
+        total_ms=ended_ms - sent_ms,
+        gaps_ms=tuple(later - earlier for earlier, later in pairwise(came_ms)) if streamed else (),
+        input_tokens=usage.input_tokens if usage else None,
+        output_tokens=written,
+        writing_ms=last_ms - sent_ms - first_ms if first_ms is not None else None,
+    )
+
+
+def prompt(number: int, words: int) -> list[Message]:
+    """So many words of text and a task. `number` gives it a beginning that no prompt of another number has."""
+    text = " ".join(WORDS[place % len(WORDS)] for place in range(words))
+    return given(number, f"{text}\n\n{TASK}")
+
+
+def given(number: int, text: str) -> list[Message]:
+    """That text, behind a system message that no prompt of another number has.
+
+    At the very front, because servers keep what several prompts begin with, and many templates begin with words of their
+    own where no system message is given.
+    """
+    # Multiplied by a large odd number that shares no factor with the modulus, so that already the first digits differ.
+    mark = number * 38_196_601 % 100_000_000
+    return [{"role": "system", "content": f"{mark:08d}"}, {"role": "user", "content": text}]
 
 
 @dataclass(frozen=True)
-class Runner:
-    """A model on a runtime that could be measured; opening it starts what is needed."""
+class Scale:
+    """How many tokens this model's tokenizer makes of `prompt`, template and all: linear in its words."""
 
-    runtime: str
-    model: str
-    open: Callable[[], AbstractAsyncContextManager[Backend]]
+    fixed_tokens: float
+    tokens_a_word: float
+    written_tokens: int
+    """The longest answer that it needs to write anything: more than usual where it thinks first."""
+
+    def words(self, tokens: int) -> int:
+        """For a prompt of so many tokens, as near as words come; 0 where the task alone has more."""
+        return max(0, round((tokens - self.fixed_tokens) / self.tokens_a_word))
 
 
-async def measure(settings: Settings, backend: str, rounds: int) -> list[Speed]:
-    """Each model on each runtime, one after the other. `backend`: all, or one of `BACKENDS`."""
-    if rounds < 1:
-        raise UserError(f"--rounds is {rounds}; at least 1 is needed.")
-    wanted = BACKENDS if backend == "all" else (backend,)
-    found = [runner async for runner in _runners(settings, wanted)]
-    if not found:
-        raise UserError(
-            f"There is nothing to measure for {backend}. See `smallfirst models list` and `smallfirst doctor`."
+async def scale(backend: ChatBackend, numbers: tuple[int, int], *, streamed: bool = True) -> tuple[Scale, Timed]:
+    """Count a short and a longer prompt; also the first request, which finds everything cold. Raises ModelError."""
+    few, many = SCALE_WORDS
+    first, written = await warm_up(backend, prompt(numbers[0], few), streamed=streamed)
+    second = await ask(backend, prompt(numbers[1], many), written, streamed=streamed)
+    if first.input_tokens is None or second.input_tokens is None:
+        raise ModelError(
+            f"{backend.model} does not count its tokens, so no prompt of a known length can be made. Give it one of your"
+            " own with --prompt."
         )
-    speeds: list[Speed] = []
-    for number, runner in enumerate(found, 1):
-        terminal.notices.print(f"{number} of {len(found)}: {runner.model}, {runner.runtime}", markup=False)
+    slope = (second.input_tokens - first.input_tokens) / (many - few)
+    if slope <= 0:
+        raise ModelError(
+            f"{backend.model} counts {first.input_tokens} tokens of {few} words and {second.input_tokens} of {many}, so no"
+            " prompt of a known length can be made. Give it one of your own with --prompt."
+        )
+    return Scale(first.input_tokens - few * slope, slope, written), first
+
+
+async def warm_up(backend: ChatBackend, messages: list[Message], *, streamed: bool = True) -> tuple[Timed, int]:
+    """The first request, and the longest answer that is enough: a model that thinks first needs more. Raises ModelError."""
+    for max_tokens in (WRITTEN_TOKENS, *THINKING_TOKENS[:-1]):
         try:
-            async with runner.open() as opened:
-                speeds.append(await _time(runner, opened, rounds))
-        except RagError as error:
-            terminal.notices.print(f"{runner.model}, {runner.runtime}: {error}", markup=False)
-    if not speeds:
-        raise RagError("Nothing could be measured; the lines above say why.")
-    return speeds
+            return await ask(backend, messages, max_tokens, streamed=streamed), max_tokens
+        except ModelSilent:
+            continue
+    return await ask(backend, messages, THINKING_TOKENS[-1], streamed=streamed), THINKING_TOKENS[-1]
 
 
-def report(speeds: list[Speed], rounds: int) -> dict[str, Any]:
-    metrics: dict[str, float] = {}
-    for speed in speeds:
-        for name, value in list(speed.to_dict().items())[3:]:
-            metrics[f"{speed.model} on {speed.runtime}, {name}"] = value
-    return {
-        "metrics": metrics,
-        "backends": [speed.to_dict() for speed in speeds],
-        "rounds": rounds,
-        "machine": machine(),
-    }
-
-
-def show(speeds: list[Speed], rounds: int) -> None:
-    table = Table(title=f"Tokens a second, medians of {rounds}")
-    table.add_column("model")
-    table.add_column("runtime")
-    for column in ("prompt", "prefill", "decode"):
-        table.add_column(column, justify="right")
-    for speed in speeds:
-        table.add_row(
-            speed.model,
-            speed.runtime,
-            f"{speed.input_tokens:,}",
-            f"{speed.prefill_tokens_per_s:,.0f}",
-            f"{speed.decode_tokens_per_s:,.1f}",
-        )
-    terminal.out.print(table)
-    terminal.out.print(", ".join(f"{name} {value}" for name, value in machine().items()))
-
-
-async def _time(runner: Runner, backend: Backend, rounds: int) -> Speed:
-    prefill: list[float] = []
-    decode: list[float] = []
-    read = 0
-    for number in range(rounds + 1):
-        trace = Trace()
-        draft: Draft | None = None
-        stream = backend.stream(_prompt(number), max_tokens=WRITTEN_TOKENS, trace=trace)
-        async with contextlib.aclosing(stream) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Draft):
-                    draft = piece
-        first = trace.find("first_token")
-        wrote_ms = sum(span.duration_ms or 0 for span in trace.spans if span.name in ("thinking", "completion"))
-        if draft is None or draft.usage is None or first is None or not wrote_ms:
-            raise ModelError(
-                f"{runner.model} on {runner.runtime} does not count its tokens, so its speed is not known."
-            )
-        if draft.usage.output_tokens < LEAST_TOKENS:
-            raise ModelError(f"{runner.model} wrote {draft.usage.output_tokens} tokens, too few to time.")
-        if number == 0:
-            continue  # loads what is loaded late
-        read = draft.usage.input_tokens
-        prefill.append(read / ((first.duration_ms or 0) / 1000))
-        decode.append((draft.usage.output_tokens - 1) / (wrote_ms / 1000))
-    return Speed(runner.runtime, runner.model, read, statistics.median(prefill), statistics.median(decode))
-
-
-def _prompt(number: int) -> list[Message]:
-    rows = " ".join(f"Entry {number + row * 7} of list {number} is odd." for row in range(SENTENCES))
-    ask = "Write the numbers from one to a hundred as words, one after the other."
-    return [{"role": "user", "content": f"List {number}. {rows}\n\n{ask}"}]
-
-
-async def _runners(settings: Settings, wanted: tuple[str, ...]) -> AsyncIterator[Runner]:
-    here = [
-        (entry.name, path)
-        for entry in weights.CATALOGUE.values()
-        if (path := weights.installed(entry, settings.cache_dir)) is not None
-    ]
-    programs: list[tuple[str, Path | None]] = []
-    if "embedded" in wanted:
-        programs.append(("llama.cpp, as installed", None))
-    if "native" in wanted and (built := native.find(settings.cache_dir)):
-        programs.append(("llama.cpp, built for this processor", built))
-    if "native" in wanted and settings.llama_server:
-        programs.append((f"llama.cpp, {settings.llama_server}", settings.llama_server))
-    for name, path in here:
-        for runtime, program in programs:
-            embedded = EmbeddedServer(
-                name, path, context_tokens=settings.context_tokens, threads=settings.threads, program=program
-            )
-            yield Runner(runtime, name, partial(_started, embedded))
-    if "foundry" in wanted and foundry.installed():
-        for config in sorted((settings.cache_dir / "onnx").glob("*/genai_config.json")):
-            server = foundry.FoundryServer(foundry.Source(folder=config.parent), settings)
-            yield Runner("Foundry Local, ONNX", config.parent.name, partial(_started, server))
-    if "servers" in wanted:
-        for found in await discovery.find(settings):
-            for offered in found.models:
-                if offered.loaded is not False:
-                    title = f"{discovery.TITLES[found.kind]} at {found.base_url}"
-                    key = settings.key_for(found.base_url)
-                    yield Runner(title, offered.id, partial(_asked, offered.id, found.base_url, api_key=key))
-
-
-@asynccontextmanager
-async def _asked(model: str, base_url: str, **more: Any) -> AsyncIterator[Backend]:
-    backend = Backend("slm", model, base_url, **more)
-    try:
-        yield backend
-    finally:
-        await backend.close()
-
-
-@asynccontextmanager
-async def _started(server: ChildServer) -> AsyncIterator[Backend]:
-    await server.start()
-    try:
-        if isinstance(server, foundry.FoundryServer):
-            opened = _asked(server.model_id, server.base_url, api_key=server.api_key)
-        else:
-            more = {"api_key": server.api_key, "cores": Cores(), "capabilities": EMBEDDED}
-            opened = _asked(server.name, server.base_url, **more)
-        async with opened as backend:
-            yield backend
-    finally:
-        await server.stop()
+def unstreamed(backend: Backend) -> None:
+    """From now on its answers are asked for whole."""
+    known = backend.capabilities or Capabilities()
+    backend.capabilities = replace(known, refuses=known.refuses | {"stream"})

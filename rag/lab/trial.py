@@ -1,13 +1,14 @@
 """A pair of models tried out on a data set: both answer, a calibration is fitted, and what it is worth is measured.
 
 Measured on questions of documents that the fit had not seen: each document in turn is left out, the rest is fitted, and the
-left-out questions are asked again through the whole cascade, from recordings. Knows the order of the work and what is
-reported; fitting is `calibration`'s, counting `quality`'s, drawing `pictures`'.
+left-out questions are asked again through the whole cascade, from recordings. A pair as it is can be evaluated, too, and
+its answers graded. Knows the order of the work and what is reported; fitting is `calibration`'s, counting `quality`'s,
+scoring `rubric`'s, drawing `pictures`'.
 """
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from rich.table import Table
 from rag import __version__, terminal
 from rag.corpus.library import Library
 from rag.errors import UserError
-from rag.lab import answers, calibration, curves, quality
+from rag.lab import answers, calibration, curves, quality, ragas_scores, rubric, samples
+from rag.lab import judge as judges
 from rag.lab.answers import Outcome
 from rag.lab.calibration import Goal, Row
 from rag.lab.dataset import Case, Dataset
@@ -31,6 +33,7 @@ from rag.turn.calibration import Calibration
 Progress = Callable[[str, int, int], None]
 """What is being done, how many of how many are done."""
 
+RECORDINGS = "recordings.sqlite"
 ANSWERABLE_FOR_LLM = 0.75
 """Of the questions that the larger model is asked: they tell what a call gains; the others tell what it refuses."""
 
@@ -78,28 +81,37 @@ class Rig:
         self.settings = settings
         self.recordings = recordings
 
-    async def ask(
+    async def asking(
         self, cases: Sequence[Case], mode: Mode, *, fitted: Any = "find", progress: Progress | None = None
-    ) -> list[Outcome]:
+    ) -> AsyncGenerator[Outcome, None]:
         """Raises ModelError when a model fails question after question."""
         outcomes: list[Outcome] = []
         who = {"slm": self.legs.slm.model, "llm": self.legs.llm.model}.get(mode, "both models")
-        async for outcome in answers.ask(
+        asked = answers.ask(
             cases, mode, library=self.library, legs=self.legs, settings=self.settings, recordings=self.recordings,
             fitted=fitted,
-        ):  # fmt: skip
-            outcomes.append(outcome)
-            if (failure := answers.failed_too_often(outcomes)) is not None:
-                raise failure
-            if progress is not None:
-                progress(f"{who} answering", len(outcomes), len(cases))
-        return outcomes
+        )  # fmt: skip
+        async with aclosing(asked):
+            async for outcome in asked:
+                outcomes.append(outcome)
+                if (failure := answers.failed_too_often(outcomes)) is not None:
+                    raise failure
+                if progress is not None:
+                    progress(f"{who} answering", len(outcomes), len(cases))
+                yield outcome
+
+    async def ask(
+        self, cases: Sequence[Case], mode: Mode, *, fitted: Any = "find", progress: Progress | None = None
+    ) -> list[Outcome]:
+        """All of them; raises as `asking` does."""
+        async with aclosing(self.asking(cases, mode, fitted=fitted, progress=progress)) as outcomes:
+            return [outcome async for outcome in outcomes]
 
 
 @asynccontextmanager
 async def rig(dataset: Dataset, settings: Settings) -> AsyncIterator[Rig]:
     """Everything opened; closed again at the end, the models too."""
-    recordings = Recordings(settings.cache_dir / "recordings.sqlite")
+    recordings = Recordings(settings.cache_dir / RECORDINGS)
     legs = Legs(settings)
     try:
         await legs.located()  # a report names models as their servers do
@@ -168,50 +180,79 @@ async def run(
 
 
 async def evaluate(
+    report: quality.Report,
     dataset: Dataset,
     settings: Settings,
-    mode: Mode,
     *,
-    limit: int | None,
-    compare: bool,
-    between: str | None,
+    limit: int | None = None,
+    compare: bool = False,
+    between: str | None = None,
+    judge: str | None = None,
+    judge_url: str | None = None,
+    ragas: str | None = None,
     progress: Progress,
-) -> quality.Report:
-    """Figures of one mode; to `compare`, also of each model alone, of a random mix, and of one model `between`."""
+) -> None:
+    """Fill the report of one mode, question by question; what was answered before is not asked again.
+
+    To `compare`, also each model alone, a random mix, and one model `between`. A `judge` is asked when all questions are
+    answered, of each answer that it has not written. `ragas` is a Python that has it ("" is our own). Raises UserError
+    for what cannot be done, ModelError for a model that is gone; the report keeps what was measured until then.
+    """
     cases = answers.sample(dataset, limit)
-    compared: dict[str, dict[str, float]] = {}
-    async with rig(dataset, settings) as opened:
-        outcomes = await opened.ask(cases, mode, progress=progress)
-        slm, llm = opened.legs.slm.model, opened.legs.llm.model
-        found = quality.figures(outcomes)
-        if compare:
-            small = await opened.ask(cases, "slm", progress=progress)
-            large = await opened.ask(cases, "llm", progress=progress)
-            compared = {slm: quality.figures(small), llm: quality.figures(large)}
-            compared["random mix"] = quality.random_mix(small, large, found["llm_calls"])
-    if compare and between is not None:
-        other = settings.model_copy(update={"slm_model": between, "slm_base_url": None})
-        async with rig(dataset, other) as opened:
-            alone = await opened.ask(cases, "slm", fitted=None, progress=progress)
-            compared[opened.legs.slm.model] = quality.figures(alone)
-    singles = [figures for name, figures in compared.items() if name != "random mix"]
-    line = quality.at_equal_compute(found, singles) if singles else None
-    if line is not None:
-        found["single_models_right_answerable_at_equal_compute"] = line
-    calibrated = any(
-        o.turn is not None and o.turn.verdict is not None and o.turn.verdict.calibrated for o in outcomes
-    )  # fmt: skip
-    return quality.Report(
-        dataset=dataset.name,
-        mode=mode,
-        slm=slm,
-        llm=llm,
-        metrics=found,
-        intervals=quality.intervals(outcomes),
-        compared=compared,
-        calibrated=calibrated,
-        failed=sum(bool(outcome.error) for outcome in outcomes),
-    )
+    report.dataset, report.asked = dataset.name, len(cases)
+    if ragas is not None:
+        await ragas_scores.check(ragas)
+    async with AsyncExitStack() as held:
+        async with rig(dataset, settings) as opened:
+            legs = opened.legs
+            report.slm, report.llm = legs.slm.model, legs.llm.model
+            judging = None
+            if judge is not None:
+                tested = {"slm": [report.slm], "llm": [report.llm]}.get(report.mode, [report.slm, report.llm])
+                recordings = held.enter_context(closing(Recordings(settings.cache_dir / RECORDINGS)))
+                judging = await held.enter_async_context(
+                    judges.opened(judge, judge_url, settings, recordings, judged=tested)
+                )
+                report.judge = judging.to_dict()
+            async with aclosing(opened.asking(cases, report.mode, progress=progress)) as outcomes:
+                async for outcome in outcomes:
+                    scores = rubric.of(outcome, opened.library.index.idf, tongue=settings.answer_language)
+                    report.rows.append(quality.Row(outcome, scores))
+            if compare:
+                small = await opened.ask(cases, "slm", progress=progress)
+                report.compared[report.slm] = quality.figures(small)
+                large = await opened.ask(cases, "llm", progress=progress)
+                report.compared[report.llm] = quality.figures(large)
+                calls = quality.figures(report.outcomes)["llm_calls"]
+                report.compared[quality.RANDOM_MIX] = quality.random_mix(small, large, calls)
+        if compare and between is not None:
+            other = settings.model_copy(update={"slm_model": between, "slm_base_url": None})
+            async with rig(dataset, other) as opened:
+                alone = await opened.ask(cases, "slm", fitted=None, progress=progress)
+                report.compared[opened.legs.slm.model] = quality.figures(alone)
+        # The models under test have gone, so that the judge has the machine for itself.
+        if judging is not None:
+            await _judge(report, judging, progress)
+        if ragas is not None:
+            report.ragas = ragas_scores.Scores()
+            found = samples.of(report.outcomes, dataset)
+            await ragas_scores.score(report.ragas, found, judging, python=ragas, progress=progress)
+    report.complete = True
+
+
+async def _judge(report: quality.Report, judging: judges.Judge, progress: Progress) -> None:
+    rows = [row for row in report.rows if row.answered]
+    for number, row in enumerate(rows, 1):
+        turn = row.outcome.turn
+        assert turn is not None, "somebody answered"
+        # Where a model could not answer, the other one did in its place.
+        if turn.model is None or not judges.same(turn.model, judging.model):
+            passages = [hit.passage.text for hit in rubric.evidence_of(row.outcome)]
+            # A follow-up is only understood with what it follows.
+            question = "\n".join([*row.outcome.case.after, turn.question])
+            row.grades = await judging.grade(question, passages, rubric.unmarked(turn.answer))
+            row.asked = True
+        progress(f"{judging.model} judging", number, len(rows))
 
 
 def show(trial: Trial) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from playwright.sync_api import Browser, Locator, expect
 
@@ -21,6 +23,14 @@ def escalates(scripted: ScriptedServer) -> None:
 def act(chat: Chat, name: str) -> Locator:
     """A control of the newest receipt."""
     return chat.page.get_by_test_id("receipt").last.locator(f"[data-act={name}]")
+
+
+@contextmanager
+def renewed(chat: Chat) -> Iterator[None]:
+    """The body changes a receipt; then wait for the element that takes its place: what is typed into the old one is lost."""
+    chat.page.evaluate("for (const one of document.querySelectorAll('[data-testid=receipt]')) one.dataset.old = ''")
+    yield
+    expect(chat.page.locator("[data-old]")).to_have_count(0)
 
 
 def opened(chat: Chat) -> Locator:
@@ -110,10 +120,12 @@ def test_a_thumb_and_a_word_about_it_are_kept_over_a_reload(
         up, down = act(chat, "good"), act(chat, "bad")
         expect(up).to_have_attribute("aria-pressed", "false")
         expect(act(chat, "comment")).to_have_count(0)
-        up.click()
+        with renewed(chat):
+            up.click()
         expect(up).to_have_attribute("aria-pressed", "true")
-        down.focus()
-        chat.page.keyboard.press("Enter")
+        with renewed(chat):
+            down.focus()
+            chat.page.keyboard.press("Enter")
         expect(down).to_have_attribute("aria-pressed", "true")
         expect(up).to_have_attribute("aria-pressed", "false")
         expect(down).to_be_focused()

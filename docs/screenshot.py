@@ -44,6 +44,9 @@ def shoot(page: Page, name: str) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
+        report = browser.new_page(viewport={"width": 960, "height": 1050}, device_scale_factor=1.5)
+        report.goto((HERE.parent / "benchmarks" / "compare.html").as_uri())
+        shoot(report, "compare")
         with chat(free_port(), Path(folder) / "chat.log") as url:
             size = {"width": 900, "height": 980}
             page = opened(browser, url, viewport=size)

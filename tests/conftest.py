@@ -38,7 +38,7 @@ sys.addaudithook(_refuse_network)
 words.strict = True
 
 # The developer's own settings must not decide what the tests see; child processes inherit this too.
-for name in [name for name in os.environ if name.startswith(("RAG_", "CHAINLIT_"))]:
+for name in [name for name in os.environ if name.startswith(("RAG_", "CHAINLIT_", "BENCH_", "COMPARE_"))]:
     del os.environ[name]
 os.environ.pop("FOUNDRY_LOCAL_ENDPOINT", None)
 # Nor must servers that happen to run on the developer's machine; and nobody waits here for what suits it best.

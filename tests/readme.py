@@ -5,6 +5,7 @@ Knows where each part comes from: the argument parser, the catalogue, the settin
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cog
 
@@ -56,6 +57,139 @@ def speed() -> None:
     cog.outl(
         f"\n`smallfirst bench --backend all`: prompts of about {report['backends'][0]['input_tokens']:,} tokens that no cache"
         f" holds, medians of {report['rounds']}. {machine['system']}, {machine['cores']} cores."
+    )
+
+
+def _report(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    return report
+
+
+def _on(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
+
+
+# What is told of a comparison, and its name in the report.
+COMPARED = {
+    "first token, nothing of the prompt kept": "cold_ttft_ms",
+    "first token, the prompt kept": "warm_ttft_ms",
+    "whole answer, nothing kept": "cold_total_ms",
+    "whole answer, the prompt kept": "warm_total_ms",
+    "tokens a second, reading": "prefill_tokens_per_s",
+    "tokens a second, writing": "decode_tokens_per_s",
+    "tokens written": "output_tokens",
+    "CPU time": "cpu_s",
+    "memory": "peak_memory_mb",
+}
+
+
+def compare() -> None:
+    report = _report("compare")
+    metrics = report["metrics"]
+    small, large = (report["models"][leg]["name"] for leg in ("slm", "llm"))
+    _table(
+        ("what", f"{large} / {small}"),
+        *((what, f"{metrics[f'ratio_{name}']:.2f}") for what, name in COMPARED.items() if f"ratio_{name}" in metrics),
+    )
+    refined = metrics["refine_total_ms"] / metrics["refine_alone_total_ms"]
+    cog.outl(
+        f"\n`smallfirst compare --prompts benchmarks/prompts.txt --repeat {report['repeat']} --refine`:"
+        f" {len(report['prompts'])} prompts over the shipped documents, both models run here. A draft that the larger model"
+        f" refines takes {refined:.2f} times as long as the larger model's own answer, writes"
+        f" {metrics['refine_blended_tokens_per_s'] / metrics['llm_decode_tokens_per_s']:.2f} times as many tokens a second"
+        f" (both parts together), and its reader sees a first token after"
+        f" {metrics['refine_ttft_ms'] / metrics['llm_cold_ttft_ms']:.2f} of that time. {_on(report)}."
+    )
+
+
+def sweep() -> None:
+    report = _report("models")
+    rows = []
+    for one in report["models"]:
+        lengths = {row["label"]: row for row in one["by_length"]}
+        (first, shortest), (last, longest) = next(iter(lengths.items())), list(lengths.items())[-1]
+        at_once = {row["concurrency"]: row for row in one["by_concurrency"]}
+
+        def ratio(over: dict[str, Any], under: dict[str, Any], name: str, figure: str = "p50") -> str:
+            return f"{over[name][figure] / under[name][figure]:.2f}"
+
+        most = max(at_once)
+        rows.append(
+            (
+                one["model"],
+                f"{ratio(longest, shortest, 'first_token_ms')} ({last} / {first})",
+                ratio(longest, shortest, "prefill_tokens_per_s"),
+                ratio(longest, shortest, "decode_tokens_per_s"),
+                f"{shortest['inter_token_ms']['p95'] / shortest['inter_token_ms']['p50']:.2f}",
+                f"{at_once[most]['tokens_per_s'] / at_once[1]['tokens_per_s']:.2f}",
+                f"{ratio(at_once[most], at_once[1], 'first_token_ms')} ({most} / 1)",
+            )
+        )
+    _table(
+        (
+            "model",
+            "first token, longest / shortest prompt",
+            "reading speed",
+            "writing speed",
+            "pause between tokens, 95% / median",
+            "tokens/s of all at once / one",
+            "median first token, at once / one",
+        ),
+        *rows,
+    )
+    cog.outl(
+        f"\n`smallfirst bench`, medians; a model that runs here answers one request at a time, so those that come at once"
+        f" wait for each other. {_on(report)}."
+    )
+
+
+def own() -> None:
+    report = _report("own")
+    metrics, small, large = report["metrics"], *(report["compared"][report[leg]] for leg in ("slm", "llm"))
+
+    def row(what: str, name: str, form: str = "{:.2f}") -> tuple[str, ...]:
+        return (what, *(form.format(one[name]) if name in one else "" for one in (small, large, metrics)))
+
+    _table(
+        ("what", f"{report['slm']} alone", f"{report['llm']} alone", "Auto"),
+        row("right", "right"),
+        row("right, of those that have an answer", "right_answerable"),
+        row("refused, of those that have none", "refused_unanswerable"),
+        row("questions given to the larger model", "llm_calls"),
+        (
+            "CPU seconds, of the larger model's",
+            *(f"{one['compute_s'] / large['compute_s']:.2f}" for one in (small, large, metrics)),
+        ),
+    )
+    kinds = ", ".join(f"{kind} {figures['right']:.2f}" for kind, figures in report["parts"]["kind"].items())
+    graded = ", ".join(f"{name} {metrics[f'rubric_{name}']:.1f}" for name in ("coherence", "factuality", "concision"))
+    cog.outl(
+        f"\n`smallfirst evaluate answers --compare`: {report['asked']} questions of our own ({report['dataset']}). Auto, right by"
+        f" kind: {kinds}. Rubric, by rules, mean of the answered: {graded}; factuality tells right answers from wrong ones with"
+        f" an AUROC of {metrics['rubric_factuality_auroc']:.2f}. Passages read: context recall"
+        f" {metrics['context_recall_read']:.2f}. {_on(report)}."
+    )
+
+
+def cost() -> None:
+    report = _report("cost")
+    here = report["metrics"]["local, per_turn"]
+    titles = {one["name"]: one["title"] for one in report["scenarios"]}
+    _table(
+        ("turns answered by", "cost of a turn, all here = 1"),
+        *((title, f"{report['metrics'][f'{name}, per_turn'] / here:.2f}") for name, title in titles.items()),
+    )
+    even = "; ".join(
+        f"against “{titles[one['there']]}” {one['told'].partition(';')[0]}"
+        for one in report["break_even"]
+        if one["here"] == "local" and one["there"].startswith("cloud")
+    )
+    assumed = {one["name"]: one["value"] for one in report["assumptions"]}
+    cog.outl(
+        f"\n`smallfirst cost`, with all that is assumed left as it is ({assumed['turns_per_day']:,.0f} turns a day, a machine of"
+        f" {assumed['hardware_price']:,.0f} {report['currency']} for {assumed['life_years']:g} years, list prices of {', '.join(sorted({one['as_of'] for one in report['prices']}))}). All here is,"
+        f" {even}."
     )
 
 

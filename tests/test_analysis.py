@@ -2,7 +2,7 @@
 
 import pytest
 
-from rag.corpus.analysis import PIECE, indexed, sentences, terms, weighted
+from rag.corpus.analysis import PIECE, indexed, runs, sentences, terms, weighted
 from rag.corpus.languages import language
 
 
@@ -123,3 +123,8 @@ def test_sentences_end_at_marks_blank_lines_and_list_items_but_not_at_wrapped_li
     assert [text[start:end] for start, end in sentences(text)] == [
         "It costs 1.5 dollars\nin all.", "Really?", "No mark here", "- first item", "- second。", "第二句。",
     ]  # fmt: skip
+
+
+def test_shingles_of_one_run_stay_together_and_words_stand_alone() -> None:
+    found = runs(terms("小模型優先 RAG 三種, 怎麼辦 low band"))
+    assert list(found) == [["小模", "模型", "型優", "優先"], ["rag"], ["三種"], ["怎麼", "麼辦"], ["low"], ["band"]]

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from rag.corpus.documents import Passage
-from rag.corpus.index import BM25Index, Hit, SmallEngine
+from rag.corpus.index import BM25Index, Hit, Query, SmallEngine
+from rag.corpus.library import Library
 from rag.models.backend import Draft, Token
+from rag.settings import Settings
 from rag.turn.calibration import Calibration, Line, Scorer
 from rag.turn.confidence import (
     COLD_START_THRESHOLD,
@@ -17,6 +19,7 @@ from rag.turn.confidence import (
     Signals,
     Verdict,
     before,
+    coverage,
     features,
     hopeless,
     is_refusal,
@@ -411,3 +414,30 @@ def test_whatever_is_asked_and_answered_every_share_lies_between_0_and_1(
     assert {name: value for name, value in shares.items() if not -1e-9 <= value <= 1 + 1e-9} == {}
     if not text.strip(" *🦓[1]"):
         assert not verdict.accepted
+
+
+@pytest.mark.parametrize(
+    ("question", "answerable"),
+    [
+        ("小模型優先怎麼決定要不要升級?", True),
+        ("什麼情況下會換大模型來回答?", True),
+        ("昨天晚上的足球比賽誰贏了?", False),
+        ("台北到高雄的火車票多少錢?", False),
+        ("When does the larger model take over?", True),
+        ("Which zebra won the regatta in Uruguay?", False),
+    ],
+)
+async def test_a_question_is_covered_by_its_words_with_and_without_spaces(
+    question: str, answerable: bool, library: Library, settings: Settings
+) -> None:
+    hits = (await library.index.search(Query(question), 6))[: settings.llm_passages]
+    assert (coverage(question, hits, library.index.idf) >= settings.min_coverage) == answerable
+
+
+async def test_of_words_without_spaces_those_that_lie_across_two_do_not_count(library: Library) -> None:
+    hits = await library.index.search(Query("小模型"), 6)
+    held = coverage("小模型", hits, library.index.idf)
+    assert held == 1
+    # Each of the three is there, though not in this order.
+    assert coverage("升級模型草稿", await library.index.search(Query("升級模型草稿"), 6), library.index.idf) == 1
+    assert coverage("", hits, library.index.idf) == coverage("小模型", [], library.index.idf) == 0

@@ -41,7 +41,7 @@ def check(notebook: Any) -> None:
     for name in ("slm_cold_ttft_ms", "llm_warm_ttft_ms", "ratio_cold_total_ms", "refine_blended_tokens_per_s"):
         assert name in told
     shown = {kind for output in outputs for kind in output.get("data", {})}
-    assert {"image/png", "text/html"} <= shown
+    assert {"image/svg+xml", "text/html"} <= shown
 
 
 def test_the_kept_outputs_are_whole_small_and_of_no_particular_machine() -> None:

@@ -12,7 +12,7 @@ holds the stems of its own language only, and those of the others find nothing.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from rag.corpus.languages import DEFAULT, ELIDES, KEEPS_MARKS, STOP_WORDS, script_of, scripts, stemmer, tongue_of
 
@@ -46,6 +46,7 @@ _TOKEN = re.compile(
     rf"|{_RUN_OF_LETTERS}(?:[-._/@]{_RUN_OF_LETTERS})+|{_RUN_OF_LETTERS}(?:\+\+|\#)(?!\w))"
     rf"|(?P<word>{_RUN_OF_LETTERS}(?:['’]{_RUN_OF_LETTERS})*)"
 )
+_SHINGLE = re.compile(f"[{_UNSPACED}]{{2}}")
 _PARTS = re.compile(_RUN_OF_LETTERS)
 _WORDS = re.compile(rf"[{_UNSPACED}]+|\d++(?:[.,]\d++)*+(?![^\W_])|{_RUN_OF_LETTERS}(?:['’]{_RUN_OF_LETTERS})?")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -68,6 +69,19 @@ def terms(text: str, language: str = DEFAULT) -> list[str]:
     The text is normalised first (NFKC, case), so offsets into the result mean nothing in `text`.
     """
     return [term for term in indexed(text, language).split() if not term.startswith(PIECE)]
+
+
+def runs(found: Iterable[str]) -> Iterator[list[str]]:
+    """Terms in their order: the shingles of one unspaced run together, every other term alone."""
+    run: list[str] = []
+    for term in found:
+        follows = bool(run) and _SHINGLE.fullmatch(term) is not None and run[-1][-1] == term[0]
+        if run and not (follows and _SHINGLE.fullmatch(run[-1])):
+            yield run
+            run = []
+        run.append(term)
+    if run:
+        yield run
 
 
 def weighted(text: str, languages: Collection[str] = (DEFAULT,)) -> dict[str, float]:

@@ -55,7 +55,9 @@ def add(
         help="a SQuAD JSON file, a BEIR folder, or questions of your own (default: ours, over the shipped documents)",
     )
     retrieval = kinds.add_parser(
-        "retrieval", help="recall@k, MRR, nDCG, time and memory", parents=[docs, sets, as_json]
+        "retrieval",
+        help="context precision and recall, or recall@k, MRR, nDCG; time and memory",
+        parents=[docs, sets, as_json],
     )
     retrieval.set_defaults(run=_evaluate_retrieval)
     answers = kinds.add_parser(
@@ -320,7 +322,9 @@ def _evaluate_answers(arguments: argparse.Namespace) -> None:
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", type=Path, metavar="PATH", required=True, help="a SQuAD JSON file")
+    parser.add_argument(
+        "--dataset", type=Path, metavar="PATH", required=True, help="a SQuAD JSON file, or questions of your own"
+    )
     _limit(parser)
     parser.add_argument(
         "--llm-limit", type=int, default=400, metavar="N", help="questions for the larger model (default: %(default)s)"
@@ -354,7 +358,7 @@ async def _calibrate_pair(arguments: argparse.Namespace) -> None:
             said = held.rows()
     with terminal.counting() as progress:
         made = await trial.run(
-            dataset.load(arguments.dataset),
+            dataset.load(arguments.dataset, settings),
             settings,
             goal,
             limit=arguments.limit,

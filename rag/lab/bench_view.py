@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rag import terminal
-from rag.lab import bench, charts, page, speed
-from rag.lab.bench import AtConcurrency, AtLength, Measured, Report
+from rag.lab import charts, page, speed
 from rag.lab.machine import machine
 from rag.lab.page import Section
 from rag.lab.spread import Spread
+from rag.lab.sweep import MEDIUM_TOKENS, AtConcurrency, AtLength, Measured, Report
 
 LENGTH_COLUMNS = (
     "test",
@@ -384,7 +384,7 @@ def _remarks(report: Report) -> list[str]:
         told.append(f"{plan.rounds} rounds of each length{fewer}; an answer had at most {speed.WRITTEN_TOKENS} tokens.")
     if plan.concurrency and not plan.prompt:
         told.append(
-            f"Several at once read {bench.MEDIUM_TOKENS} tokens each and wrote at most {speed.SHORT_TOKENS}; at least"
+            f"Several at once read {MEDIUM_TOKENS} tokens each and wrote at most {speed.SHORT_TOKENS}; at least"
             f" {plan.rounds} requests for each number at once."
         )
     told.append("Before the first, each model answered a warm-up that is not counted.")

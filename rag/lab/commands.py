@@ -176,7 +176,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         _bench_turns(arguments)
         return
     from rag import terminal
-    from rag.lab import bench, bench_view, page
+    from rag.lab import bench, bench_view, page, sweep
 
     settings = Settings.load()
     given = settings.bench_models if arguments.models is None else arguments.models
@@ -184,7 +184,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.models is not None and not models:
         raise UserError("--models names no model. Write their names with commas between them.")
     survey = arguments.backend
-    plan = bench.Plan.of(
+    plan = sweep.Plan.of(
         settings,
         rounds=arguments.rounds,
         lengths=arguments.lengths,
@@ -192,7 +192,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         prompt=arguments.prompt,
         survey=survey is not None,
     )
-    report = bench.Report(plan)
+    report = sweep.Report(plan)
 
     async def measure() -> None:
         with terminal.counting() as progress:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from rag.errors import UserError
 from rag.settings import MODES, Settings
 
+Progress = Callable[[str, int, int], None]
+"""What is being done, how many of how many are done."""
 Turns = Callable[[], list[dict[str, Any]]]
 """Gives the dictionaries of kept turns, oldest first."""
 
@@ -76,16 +78,37 @@ def add(
     _add_cost(cost)
 
 
-def _run(measure: Callable[[], Coroutine[Any, Any, None]], finish: Callable[[], None], *, page_at: Path | None) -> None:
-    """Measure, then show; also what there is when the measuring broke off, whose error then goes on."""
-    if page_at is not None:
-        from rag.lab import page
+def _run(
+    arguments: argparse.Namespace,
+    measure: Callable[[Progress], Coroutine[Any, Any, None]],
+    *,
+    measured: Callable[[], object],
+    told: Callable[[], dict[str, Any]],
+    show: Callable[[], None],
+    html: Callable[[], str],
+) -> None:
+    """Measure behind a progress bar, then show as the arguments say; also what was `measured` when that broke off, whose
+    error then goes on."""
+    from rag import terminal
+    from rag.lab import page
 
-        page.check(page_at)
+    if arguments.page is not None:
+        page.check(arguments.page)
+
+    async def counted() -> None:
+        with terminal.counting() as progress:
+            await measure(progress)
+
     try:
-        asyncio.run(measure())
+        asyncio.run(counted())
     finally:
-        finish()
+        if measured():
+            if arguments.json:
+                print(json.dumps(told(), ensure_ascii=False))
+            else:
+                show()
+            if arguments.page is not None:
+                page.write(html(), arguments.page)
 
 
 def _limit(parser: argparse.ArgumentParser) -> None:
@@ -112,29 +135,21 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from rag import terminal
-    from rag.lab import compare, compare_view, page, prompts
+    from rag.lab import compare, compare_view, prompts
     from rag.lab.comparison import Plan, Report
 
     settings = Settings.load(docs=arguments.docs, slm_model=arguments.slm, llm_model=arguments.llm)
     asked = prompts.of(arguments.prompt, settings) if arguments.prompts is None else prompts.read(arguments.prompts)
     report = Report(Plan(asked, arguments.repeat, arguments.retrieve, arguments.refine))
 
-    async def measure() -> None:
-        with terminal.counting() as progress:
-            await compare.run(report, settings, progress=progress)
-
-    def finish() -> None:
-        if report.empty:
-            return
-        if arguments.json:
-            print(json.dumps(report.to_dict(), ensure_ascii=False))
-        else:
-            compare_view.show(report)
-        if arguments.page is not None:
-            page.write(compare_view.page(report), arguments.page)
-
-    _run(measure, finish, page_at=arguments.page)
+    _run(
+        arguments,
+        lambda progress: compare.run(report, settings, progress=progress),
+        measured=lambda: not report.empty,
+        told=report.to_dict,
+        show=lambda: compare_view.show(report),
+        html=lambda: compare_view.page(report),
+    )
 
 
 # bench
@@ -175,8 +190,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     if arguments.turns:
         _bench_turns(arguments)
         return
-    from rag import terminal
-    from rag.lab import bench, bench_view, page, sweep
+    from rag.lab import bench, bench_view, sweep
 
     settings = Settings.load()
     given = settings.bench_models if arguments.models is None else arguments.models
@@ -194,26 +208,18 @@ def _bench(arguments: argparse.Namespace) -> None:
     )
     report = sweep.Report(plan)
 
-    async def measure() -> None:
-        with terminal.counting() as progress:
-            await bench.run(report, settings, models=models, survey=survey, progress=progress)
-
-    def finish() -> None:
-        if not report.rows:
-            return
-        if arguments.json:
-            print(json.dumps(report.to_dict(), ensure_ascii=False))
-        else:
-            bench_view.show(report)
-        if arguments.page is not None:
-            page.write(bench_view.html(report), arguments.page)
-
-    _run(measure, finish, page_at=arguments.page)
+    _run(
+        arguments,
+        lambda progress: bench.run(report, settings, models=models, survey=survey, progress=progress),
+        measured=lambda: report.rows,
+        told=report.to_dict,
+        show=lambda: bench_view.show(report),
+        html=lambda: bench_view.html(report),
+    )
 
 
 def _bench_turns(arguments: argparse.Namespace) -> None:
-    from rag import terminal
-    from rag.lab import overhead, overhead_view, page
+    from rag.lab import overhead, overhead_view
 
     for name in ("models", "lengths", "concurrency", "prompt"):
         if getattr(arguments, name) is not None:
@@ -226,21 +232,14 @@ def _bench_turns(arguments: argparse.Namespace) -> None:
         raise UserError(f"--rounds is {rounds}; at least 1 is needed.")
     report = overhead.Report()
 
-    async def measure() -> None:
-        with terminal.counting() as progress:
-            await overhead.run(report, settings, rounds, progress=progress)
-
-    def finish() -> None:
-        if not report.starts_s:
-            return
-        if arguments.json:
-            print(json.dumps(report.to_dict(), ensure_ascii=False))
-        else:
-            overhead_view.show(report)
-        if arguments.page is not None:
-            page.write(overhead_view.html(report), arguments.page)
-
-    _run(measure, finish, page_at=arguments.page)
+    _run(
+        arguments,
+        lambda progress: overhead.run(report, settings, rounds, progress=progress),
+        measured=lambda: report.starts_s,
+        told=report.to_dict,
+        show=lambda: overhead_view.show(report),
+        html=lambda: overhead_view.html(report),
+    )
 
 
 # evaluate
@@ -279,8 +278,7 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_answers(arguments: argparse.Namespace) -> None:
-    from rag import terminal
-    from rag.lab import dataset, page, quality, quality_view, samples, trial
+    from rag.lab import dataset, quality, quality_view, samples, trial
 
     if arguments.judge_url is not None and arguments.judge is None:
         raise UserError("--judge-url is the address of a judge. Name the model with --judge.")
@@ -288,9 +286,10 @@ def _evaluate_answers(arguments: argparse.Namespace) -> None:
     asked = dataset.load(arguments.dataset, settings, docs=arguments.docs)
     report = quality.Report(arguments.mode, settings)
 
-    async def measure() -> None:
-        with terminal.counting() as progress:
-            await trial.evaluate(
+    try:
+        _run(
+            arguments,
+            lambda progress: trial.evaluate(
                 report,
                 asked,
                 settings,
@@ -301,21 +300,15 @@ def _evaluate_answers(arguments: argparse.Namespace) -> None:
                 judge_url=arguments.judge_url,
                 ragas=arguments.ragas,
                 progress=progress,
-            )
-
-    def finish() -> None:
-        if not report.rows:
-            return
-        if arguments.json:
-            print(json.dumps(report.to_dict(), ensure_ascii=False))
-        else:
-            quality_view.show(report)
-        if arguments.page is not None:
-            page.write(quality_view.page(report), arguments.page)
-        if arguments.samples is not None:
+            ),
+            measured=lambda: report.rows,
+            told=report.to_dict,
+            show=lambda: quality_view.show(report),
+            html=lambda: quality_view.page(report),
+        )
+    finally:
+        if report.rows and arguments.samples is not None:
             samples.write(samples.of(report.outcomes, asked), arguments.samples)
-
-    _run(measure, finish, page_at=arguments.page)
 
 
 # calibrate

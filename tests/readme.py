@@ -45,18 +45,24 @@ def models() -> None:
 
 
 def speed() -> None:
-    report = json.loads((ROOT / "benchmarks" / "speed.json").read_text(encoding="utf-8"))
+    report = _report("speed")
+    installed = {one["model"]: one for one in report["backends"] if one["runtime"] == "llama.cpp, as installed"}
+
+    def ratio(one: dict[str, Any], name: str) -> str:
+        # The ONNX model is made of the small one's weights, and named after them.
+        same = next(other for model, other in installed.items() if one["model"].startswith(model))
+        return f"{one[name] / same[name]:.2f}"
+
     _table(
-        ("model", "runtime", "reads, tokens/s", "writes, tokens/s"),
+        ("model", "runtime", "reads", "writes"),
         *(
-            (one["model"], one["runtime"], f"{one['prefill_tokens_per_s']:,.0f}", f"{one['decode_tokens_per_s']:,.0f}")
+            (one["model"], one["runtime"], ratio(one, "prefill_tokens_per_s"), ratio(one, "decode_tokens_per_s"))
             for one in report["backends"]
         ),
     )
-    machine = report["machine"]
     cog.outl(
-        f"\n`smallfirst bench --backend all`: prompts of about {report['backends'][0]['input_tokens']:,} tokens that no cache"
-        f" holds, medians of {report['rounds']}. {machine['system']}, {machine['cores']} cores."
+        f"\n`smallfirst bench --backend all`: tokens a second, against the same model as it is installed; prompts of about"
+        f" {report['backends'][0]['input_tokens']:,} tokens that no cache holds, medians of {report['rounds']}. {_on(report)}."
     )
 
 

@@ -35,10 +35,10 @@ def faults(page: Page) -> list[str]:
 
 
 def named(page: Page) -> None:
-    """Every button that is shown has its name, or has been given one."""
+    """Every button and slider that is shown has its name, or has been given one."""
     page.wait_for_function(
-        """() => [...document.querySelectorAll('button')]
-          .every(one => one.ariaLabel || one.textContent.trim() || one.labels.length
+        """() => [...document.querySelectorAll('button, [role=slider]')]
+          .every(one => one.ariaLabel || one.textContent.trim() || one.labels?.length
             || !one.checkVisibility({visibilityProperty: true}))"""
     )
 

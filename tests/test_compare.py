@@ -536,3 +536,15 @@ def test_words_that_the_other_lacks_are_marked() -> None:
     assert differences("", "a b") == ([], [(0, 3)])
     assert similarity(one, one.upper()) == similarity("", "") == 1
     assert similarity(one, "nothing in common") == 0
+
+
+async def test_a_prompt_that_is_too_long_for_a_turn_costs_only_itself(twice: Settings) -> None:
+    report = Report(Plan(("word " * 9000, QUESTION), repeat=1, refine=True))
+    counted: list[tuple[str, int, int]] = []
+    await compare.run(report, twice, progress=lambda *told: counted.append(told))
+    assert report.complete
+    assert [(one.prompt, one.leg) for one in report.failures] == [(0, "slm"), (0, "llm")]
+    assert "too long" in report.failures[0].error
+    assert {run.prompt for run in report.runs} == {1}
+    assert [one.prompt for one in report.refinements] == [1]
+    assert counted[-1][1:] == (10, 10)

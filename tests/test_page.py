@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -171,3 +172,15 @@ def test_what_cannot_stand_on_an_axis_is_left_out() -> None:
 )
 def test_ticks_are_round_numbers(low: float, high: float, log: bool, ticks: list[float]) -> None:
     assert charts._ticks(low, high, log=log) == pytest.approx(ticks)
+
+
+def test_a_page_is_as_private_as_the_user_wants_files_to_be(tmp_path: Path) -> None:
+    there = tmp_path / "report.html"
+    before = os.umask(0o077)
+    try:
+        page.write("new", there)
+        assert there.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    page.write("again", there)
+    assert there.stat().st_mode & 0o777 == 0o600, "it takes the place of a private one"

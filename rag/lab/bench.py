@@ -143,15 +143,23 @@ class _Bench:
                 done.add(shorter)
 
     def _fitting(self, wanted: int) -> int:
-        """That many tokens, or as many as the window holds beside the answer."""
+        """That many tokens, or as many as the window holds beside the answer; no fewer than the task alone has."""
+        least = math.ceil(self._scale.fixed_tokens) if self._scale is not None else 1
+        if wanted < least:
+            self._note(f"The task alone has {least} tokens for it; shorter prompts were not asked.")
+            return least
         window = self._running.backend.context_tokens
         most = wanted if window is None else window - self._written - speed.SPARE_TOKENS
         if wanted <= most:
             return wanted
-        note = f"Its window of {window:,} tokens holds a prompt of {most:,} and an answer; longer ones were not asked."
-        if note not in self._measured.notes:
-            self._measured.notes.append(note)
+        self._note(
+            f"Its window of {window:,} tokens holds a prompt of {most:,} and an answer; longer ones were not asked."
+        )
         return max(1, most)
+
+    def _note(self, words: str) -> None:
+        if words not in self._measured.notes:
+            self._measured.notes.append(words)
 
     async def _length(self, label: str, rounds: int, tokens: int | None) -> None:
         timed: list[Timed] = []

@@ -109,6 +109,7 @@ def _run(
                 show()
             if arguments.page is not None:
                 page.write(html(), arguments.page)
+                terminal.notices.print(f"Report: {arguments.page}", markup=False)
 
 
 def _limit(parser: argparse.ArgumentParser) -> None:
@@ -278,10 +279,14 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_answers(arguments: argparse.Namespace) -> None:
-    from rag.lab import dataset, quality, quality_view, samples, trial
+    from rag.lab import dataset, page, quality, quality_view, samples, trial
 
     if arguments.judge_url is not None and arguments.judge is None:
         raise UserError("--judge-url is the address of a judge. Name the model with --judge.")
+    if arguments.between is not None and not arguments.compare:
+        raise UserError("--between names one model more to compare with. Add --compare.")
+    if arguments.samples is not None:
+        page.check(arguments.samples, "--samples")
     settings = Settings.load(slm_model=arguments.slm, llm_model=arguments.llm)
     asked = dataset.load(arguments.dataset, settings, docs=arguments.docs)
     report = quality.Report(arguments.mode, settings)
@@ -383,6 +388,7 @@ def _add_cost(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         nargs="*",
+        action="extend",
         help="go from turns that were kept: the chat's JSON or CSV, or lines of `ask --json`; without FILE, from the"
         " conversations that are kept here",
     )

@@ -146,7 +146,10 @@ class _Measuring:
                 for name in LEGS if (number + round_) % 2 == 0 else LEGS[::-1]:
                     await self._answers(number, self._leg(name))
             if self.plan.refine:
-                await self._refine(number)
+                if any(self.report.failure(number, name) for name in LEGS):
+                    self._count(1)
+                else:
+                    await self._refine(number)
 
     def _leg(self, name: LegName) -> Leg:
         return self.legs.slm if name == "slm" else self.legs.llm
@@ -160,13 +163,17 @@ class _Measuring:
         if self.library is None:
             return Asked(prompt, alone)
         windows = [(await self._leg(name).backend()).context_tokens for name in LEGS]
-        built = await prepare(
-            prompt,
-            self.library,
-            self.settings,
-            context_tokens=min((window for window in windows if window is not None), default=None),
-            max_tokens=self.report.max_tokens,
-        )
+        try:
+            built = await prepare(
+                prompt,
+                self.library,
+                self.settings,
+                context_tokens=min((window for window in windows if window is not None), default=None),
+                max_tokens=self.report.max_tokens,
+            )
+        except UserError as error:  # it is too long for a turn; the others need not be
+            self.report.failures += [Failure(len(self.report.asked), leg, str(error)) for leg in LEGS]
+            return Asked(prompt, alone)
         if built is None:
             return Asked(prompt, alone, silent=True)
         return Asked(prompt, built.messages, tuple(hit.passage.place for hit in built.evidence))

@@ -78,8 +78,10 @@ def load(path: Path | None = None, settings: Settings | None = None, *, docs: Pa
     Without a `path`, our own questions over the shipped documents. A set of our form is read over `docs`, the folder that
     it names, or that of the settings, in this order; the others bring their own passages. `settings` None loads them.
     """
+    if path is None and docs is not None:
+        raise UserError("Our own questions are about the shipped documents. Name some about yours with --dataset.")
     if path is None:
-        path, docs = QUESTIONS, docs or app_home() / "docs_corpus"
+        path, docs = QUESTIONS, app_home() / "docs_corpus"
     try:
         if path.is_dir():
             return _beir(path)

@@ -90,9 +90,9 @@ def figure(svg: str, caption: str) -> str:
     return f'<figure><div role=img aria-label="{told}">{svg}</div><figcaption>{told}</figcaption></figure>'
 
 
-def check(path: Path) -> None:
-    """UserError where no page can be written: said before what takes minutes, not after."""
-    with _told(path):
+def check(path: Path, flag: str = "--page") -> None:
+    """UserError where no file can be written: said before what takes minutes, not after."""
+    with _told(path, flag):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "It is a folder")
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -105,7 +105,7 @@ def write(text: str, path: Path) -> None:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-            os.chmod(name, 0o644)  # mkstemp's is for secrets
+            os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
             os.replace(name, path)
         except BaseException:
             with suppress(OSError):
@@ -113,14 +113,21 @@ def write(text: str, path: Path) -> None:
             raise
 
 
+def _umask() -> int:
+    """What a new file is not to allow; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _told(path: Path, flag: str = "--page") -> Iterator[None]:
     """What the system refuses is said to a person."""
     try:
         yield
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise UserError(f"{path} cannot be written: {why}. Name another file with --page.") from None
+        raise UserError(f"{path} cannot be written: {why}. Name another file with {flag}.") from None
 
 
 _STYLE = """
@@ -128,9 +135,6 @@ _STYLE = """
 --one:#2a7f9e;--two:#c2571a;--three:#4b2e83;--four:#3a7d44;--five:#a03060;--six:#7a6a2f}
 @media (prefers-color-scheme:dark){:root{--paper:#16151b;--ink:#eceaf2;--quiet:#a5a2b3;--rule:#3b3946;--soft:#211f29;
 --mark:#5c4a10;--one:#6cc3e2;--two:#f2a06b;--three:#b79bf0;--four:#8ed19a;--five:#ee8fb4;--six:#d6c37a}}
-@media print{:root{--paper:#fff;--ink:#000;--quiet:#444;--rule:#bbb;--soft:#fff;--mark:#eee;--one:#2a7f9e;--two:#c2571a;
---three:#4b2e83;--four:#3a7d44;--five:#a03060;--six:#7a6a2f}footer{display:none}section,figure{break-inside:avoid}
-.wide{overflow:visible}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:2rem 1.2rem 4rem;max-width:60rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif}
@@ -147,6 +151,10 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 mark{background:var(--mark);color:inherit}details{margin:.4rem 0}summary{cursor:pointer}
 button{font:inherit;padding:.4rem .9rem;border:1px solid var(--rule);border-radius:.4rem;
 background:var(--soft);color:inherit}
+@media print{:root{--paper:#fff;--ink:#000;--quiet:#444;--rule:#bbb;--soft:#fff;--mark:#eee;--one:#2a7f9e;--two:#c2571a;
+--three:#4b2e83;--four:#3a7d44;--five:#a03060;--six:#7a6a2f}
+body{padding:0;max-width:none;font-size:12px}footer{display:none}figure,tr{break-inside:avoid}h2,h3{break-after:avoid}
+.wide,figure>div{overflow:visible}svg{min-width:0}table{font-size:.72rem;min-width:0}th,td{padding:.2rem .25rem}}
 """
 
 # A link that is made from the page's own JSON needs no network; what is folded is opened before it is printed.

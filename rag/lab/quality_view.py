@@ -37,15 +37,18 @@ def show(report: Report) -> None:
     title = f"{report.dataset}, mode {report.mode}: {report.slm} and {report.llm}" + (
         "" if report.calibrated else " (not calibrated)"
     )
-    # A name that is cut is no name: a narrow window shortens the models' names, not the figures'.
-    shown = Table(Column("what", no_wrap=True, min_width=32), report.mode, "95%", *report.compared, title=title)
-    intervals = report.intervals
+    # Beside other models there is no room for the intervals; the page and the JSON have them.
+    intervals = {} if report.compared else report.intervals
+    columns = [report.mode, *([] if report.compared else ["95%"]), *report.compared]
+    shown = Table(
+        Column("what", overflow="fold", min_width=32), *(Column(name, min_width=6) for name in columns), title=title
+    )
     for name, value in report.metrics.items():
         low_high = intervals.get(name)
         shown.add_row(
             name,
             _short(value),
-            f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "",
+            *([] if report.compared else [f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else ""]),
             *(_short(other[name]) if name in other else "" for other in report.compared.values()),
         )
     terminal.out.print(shown)

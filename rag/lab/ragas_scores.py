@@ -2,7 +2,7 @@
 
 Knows how the child (`ragas_child`) is started and spoken with; nothing of how ragas measures. Ragas is no part of this
 environment unless its extra is installed, and newer ones cannot be (they pin older libraries than ours), so the child runs
-in whichever Python has it. It is given no key and no address: the judge is asked here, like any model.
+in whichever Python has it. It is given none of this program's keys and no address: the judge is asked here, like any model.
 """
 
 import asyncio

@@ -220,9 +220,10 @@ async def evaluate(
                     report.rows.append(quality.Row(outcome, scores))
             if compare:
                 small = await opened.ask(cases, "slm", progress=progress)
-                report.compared[report.slm] = quality.figures(small)
+                twice = report.slm == report.llm
+                report.compared[f"{report.slm} (small)" if twice else report.slm] = quality.figures(small)
                 large = await opened.ask(cases, "llm", progress=progress)
-                report.compared[report.llm] = quality.figures(large)
+                report.compared[f"{report.llm} (larger)" if twice else report.llm] = quality.figures(large)
                 calls = quality.figures(report.outcomes)["llm_calls"]
                 report.compared[quality.RANDOM_MIX] = quality.random_mix(small, large, calls)
         if compare and between is not None:

@@ -146,7 +146,7 @@ class _Measuring:
                 for name in LEGS if (number + round_) % 2 == 0 else LEGS[::-1]:
                     await self._answers(number, self._leg(name))
             if self.plan.refine:
-                if any(self.report.failure(number, name) for name in LEGS):
+                if all(self.report.failure(number, name) for name in LEGS):
                     self._count(1)
                 else:
                     await self._refine(number)

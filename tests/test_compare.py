@@ -331,7 +331,7 @@ async def test_a_model_with_no_answer_to_one_prompt_is_noted_and_the_others_go_o
     shown = capsys.readouterr().out
     assert "[bold]<b>fine</b> :smile:" in shown
     assert "empty answer" in " ".join(shown.split())
-    page = compare_view.page(report)
+    page = compare_view.html(report)
     assert "[bold]&lt;b&gt;fine&lt;/b&gt; :smile:" in page
     assert "<b>" not in page
 
@@ -369,7 +369,7 @@ async def test_what_is_not_refined_says_why(
     (refinement,) = report.refinements
     assert not refinement.whole
     assert why in refinement.why
-    assert f"Nothing was refined: {html.escape(refinement.why)}" in compare_view.page(report)
+    assert f"Nothing was refined: {html.escape(refinement.why)}" in compare_view.html(report)
     assert "refine_total_ms" not in report.metrics()
 
 

@@ -24,7 +24,7 @@ import chainlit as cl
 
 from rag.cli import main
 from rag.errors import UserError
-from rag.lab import assumptions, cost, cost_view, prices, receipts
+from rag.lab import assumptions, cost, cost_view, prices, receipt_files, receipts
 from rag.lab.assumptions import KNOB, KNOBS, Plan
 from rag.serve import exports
 from rag.serve.history import History
@@ -506,23 +506,25 @@ async def test_real_turns_are_read_from_every_kind_of_file(
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-        again = receipts.from_turns(receipts.read([tmp_path / name]))
+        again = receipts.from_turns(receipt_files.read([tmp_path / name]))
         assert again == direct, name
     singles = [tmp_path / f"{number}.json" for number in range(3)]
     for path, one in zip(singles, turns, strict=True):
         path.write_text(json.dumps(one))
-    assert receipts.from_turns(receipts.read(singles)) == direct
+    assert receipts.from_turns(receipt_files.read(singles)) == direct
 
     both = [
         {"id": str(number), "type": "assistant_message", "createdAt": one["asked_at"], "metadata": one}
         for number, one in enumerate((KEPT, ESCALATED))
     ]
     (tmp_path / "energy.csv").write_bytes(exports.as_csv({"steps": both}))
-    found, known = (receipts.from_turns(one) for one in (receipts.read([tmp_path / "energy.csv"]), [KEPT, ESCALATED]))
+    found, known = (
+        receipts.from_turns(one) for one in (receipt_files.read([tmp_path / "energy.csv"]), [KEPT, ESCALATED])
+    )
     assert (found.energy, found.figures["watts"]) == (known.energy, known.figures["watts"])
 
     (tmp_path / "chat.csv").write_bytes(exports.as_csv({"steps": steps}))
-    table_ = receipts.from_turns(receipts.read([tmp_path / "chat.csv"]))
+    table_ = receipts.from_turns(receipt_files.read([tmp_path / "chat.csv"]))
     assert (table_.turns, table_.first, table_.last) == (3, date(2026, 11, 1), date(2026, 11, 3))
     for name in ("asked_rate", "escalation_rate", "watts"):
         assert table_.figures[name].value == pytest.approx(direct.figures[name].value, rel=0.01), name
@@ -544,7 +546,7 @@ async def test_real_turns_are_read_from_every_kind_of_file(
 def test_receipts_that_cannot_be_read_say_where(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says) as caught:
-        receipts.from_turns(receipts.read([tmp_path / name]))
+        receipts.from_turns(receipt_files.read([tmp_path / name]))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -292,7 +292,7 @@ JUDGE = {"model": "wise", "where": "judge.example", "runs_on": "vLLM", "prompt_v
 
 def test_the_page_names_the_judge_and_tells_how_far_to_believe_it() -> None:
     rows = [row(OUTCOMES[0], 5, 5), row(OUTCOMES[1], 2, 3), row(OUTCOMES[2], 4, asked=True)]
-    page = quality_view.page(report(rows=rows, judge=JUDGE))
+    page = quality_view.html(report(rows=rows, judge=JUDGE))
     text = re.sub(r"<[^>]+>", " ", page)
     assert (
         "Judge: wise (vLLM, judge.example), prompt 1; 3 answers were given to it and 33% of them got no grades" in text
@@ -306,7 +306,7 @@ def test_the_page_has_each_question_with_its_reasons_and_loads_nothing() -> None
     scores = ragas_scores.Scores("0.4.3", ("faithfulness",), missing, by_question={"k1": {"faithfulness": None}})
     rows = [row(one, 3.5) for one in kinds()]
     told = report(rows=rows, ragas=scores, compared={"random mix": {"right": 0.5}})
-    page = quality_view.page(told)
+    page = quality_view.html(told)
     assert "It &lt;breaks&gt; off." in page
     assert "It <breaks> off." not in page
     assert page.count("<details>") == 4

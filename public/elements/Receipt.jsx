@@ -400,7 +400,7 @@ function Comment({ turn, kept, change, press }) {
         onKeyDown={(event) => {
           if (event.nativeEvent.isComposing) return
           const said = text.trim()
-          if (event.key === 'Enter') press('comment', { comment: said }).then((kept) => kept && done({ said }))
+          if (event.key === 'Enter') press('comment', { comment: said }).then((well) => well && done({ said }))
           if (event.key === 'Escape') done()
         }}
       />

@@ -149,7 +149,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         measured=lambda: not report.empty,
         told=report.to_dict,
         show=lambda: compare_view.show(report),
-        html=lambda: compare_view.page(report),
+        html=lambda: compare_view.html(report),
     )
 
 
@@ -309,7 +309,7 @@ def _evaluate_answers(arguments: argparse.Namespace) -> None:
             measured=lambda: report.rows,
             told=report.to_dict,
             show=lambda: quality_view.show(report),
-            html=lambda: quality_view.page(report),
+            html=lambda: quality_view.html(report),
         )
     finally:
         if report.rows and arguments.samples is not None:
@@ -414,7 +414,7 @@ def _cost(arguments: argparse.Namespace) -> None:
     from datetime import date
 
     from rag import terminal
-    from rag.lab import cost, cost_view, page, prices, receipts
+    from rag.lab import cost, cost_view, page, prices, receipt_files, receipts
     from rag.lab.assumptions import KNOBS
 
     if arguments.prices_path:
@@ -424,7 +424,7 @@ def _cost(arguments: argparse.Namespace) -> None:
     told = None
     if arguments.receipts is not None:
         files = arguments.receipts
-        told = receipts.from_turns(receipts.read(files) if files else arguments.kept_turns())
+        told = receipts.from_turns(receipt_files.read(files) if files else arguments.kept_turns())
     report = cost.report(
         {knob.name: getattr(arguments, knob.name) for knob in KNOBS},
         receipts=told,

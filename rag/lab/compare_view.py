@@ -13,8 +13,7 @@ from rag.lab import charts
 from rag.lab.comparison import FIGURES, LEGS, TEMPERATURE, Refinement, Report, Run, blended
 from rag.lab.difference import differences
 from rag.lab.machine import machine
-from rag.lab.page import Section, figure, folded, paragraph, quoted, side_by_side, table
-from rag.lab.page import page as html
+from rag.lab.page import Section, figure, folded, page, paragraph, quoted, side_by_side, table
 from rag.models.legs import SPOKEN
 from rag.models.places import LegName
 
@@ -97,7 +96,7 @@ def told(report: Report) -> str:
     return " ".join(sentences) or "Nothing can be compared: not both models have answered."
 
 
-def page(report: Report) -> str:
+def html(report: Report) -> str:
     """The whole report as one HTML document."""
     sections = [Section("Figures", [*_charts(report), table(*figures(report), caption=_title(report))])]
     if report.refinements:
@@ -108,7 +107,7 @@ def page(report: Report) -> str:
     ]
     sections.append(Section("How it was measured", [paragraph(words) for words in _method(report)]))
     title = " and ".join(_name(report, leg) for leg in LEGS)
-    return html(f"{title} compared", told(report), sections, report.to_dict())
+    return page(f"{title} compared", told(report), sections, report.to_dict())
 
 
 def _charts(report: Report) -> list[str]:

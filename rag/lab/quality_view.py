@@ -12,8 +12,7 @@ from rag import terminal
 from rag.lab import charts
 from rag.lab.judge import PROMPT
 from rag.lab.machine import machine
-from rag.lab.page import Section, figure, folded, paragraph, quoted, table
-from rag.lab.page import page as html
+from rag.lab.page import Section, figure, folded, page, paragraph, quoted, table
 from rag.lab.quality import Report, Row
 from rag.lab.rubric import DIMENSIONS, LEAST, MOST
 
@@ -100,7 +99,7 @@ def told(report: Report) -> str:
     return " ".join(sentences)
 
 
-def page(report: Report) -> str:
+def html(report: Report) -> str:
     """The whole report as one HTML document."""
     sections = [Section("Right answers", _right(report))]
     if any(row.scores is not None for row in report.rows):
@@ -113,7 +112,7 @@ def page(report: Report) -> str:
         sections.append(Section("Compared", [_comparison(report)]))
     sections.append(Section("Questions", [_overview(report), *(_question(row, report) for row in report.rows)]))
     sections.append(Section("How it was measured", [paragraph(words) for words in _method(report)]))
-    return html(f"Answers to {report.dataset}", told(report), sections, report.to_dict())
+    return page(f"Answers to {report.dataset}", told(report), sections, report.to_dict())
 
 
 def _right(report: Report) -> list[str]:

@@ -9,7 +9,7 @@ weights were reasoned: then the score ranks drafts but is no probability, and th
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -417,14 +417,24 @@ def coverage(query: str, hits: Sequence[Hit], idf: Idf) -> float:
     for language, found in held.items():
         total = share = 0.0
         for run in {tuple(run) for run in runs(terms(query, language))}:
-            # Two characters weigh as one word elsewhere.
-            each = 1.0 if len(run) == 1 else 0.5
-            for shingles in [run] if len(run) == 1 else [run[max(0, end - 2) : end] for end in range(1, len(run) + 2)]:
-                weight = each * min(map(idf, shingles))
+            for holders, each in _weighed(run):
+                weight = each * min(map(idf, holders))
                 total += weight
-                share += weight if any(term in found for term in shingles) else 0.0
+                share += weight if found.intersection(holders) else 0.0
         best = max(best, share / total if total else 0.0)
     return best
+
+
+def _weighed(run: Sequence[str]) -> Iterator[tuple[Sequence[str], float]]:
+    """What of a run counts, as the terms that may hold it and its weight: a word, or each character with its shingles.
+
+    Two characters weigh as one word elsewhere.
+    """
+    if len(run) == 1:
+        yield run, 1.0
+        return
+    for end in range(1, len(run) + 2):
+        yield run[max(0, end - 2) : end], 0.5
 
 
 def is_refusal(text: str) -> bool:

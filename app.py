@@ -19,23 +19,21 @@ from chainlit.server import sio
 from chainlit.session import WebsocketSession
 from chainlit.user_session import user_sessions
 
-from rag import __version__, terminal
-from rag.corpus.library import Library
+from rag import terminal
 from rag.errors import RagError, UserError
 from rag.lab.labels import FILE, Labels
-from rag.models.backend import Message
-from rag.models.legs import LegName, Legs
-from rag.serve import api, exports, history, login, sources, status, words
+from rag.serve import callers, exports, history, login, server, sources, status, words
 from rag.serve.answer import Answer, text_of
 from rag.serve.bubble import Bubble
 from rag.serve.conversations import Conversation, Conversations
 from rag.serve.hardening import harden
+from rag.serve.ports import shown_address
 from rag.serve.preferences import Preferences
 from rag.serve.reading import Reading, tell_documents
+from rag.serve.service import Service
 from rag.serve.totals import totals
 from rag.settings import Mode, Settings, app_home
-from rag.telemetry import Telemetry
-from rag.turn import calibration, cascade, prompt
+from rag.turn import calibration, cascade
 from rag.turn.session import Session
 from rag.words import language_of, say, told
 
@@ -44,16 +42,14 @@ log = logging.getLogger("smallfirst")
 settings = Settings.load()
 # The last one added stands outermost: a request is first judged (`harden`, below), then it is asked who sends it.
 web_app.add_middleware(words.Tongue)
+web_app.add_middleware(callers.Allowance, a_minute=settings.api_rate)
 login.install(settings, web_app)
-library = Library(settings)
-legs = Legs(settings)
+service = Service(settings)
+library, legs = service.library, service.legs
 kept = history.open_history(settings)
 conversations = Conversations(most_documents=settings.session_uploads)
 labels = Labels(settings.cache_dir / FILE) if settings.labels else None
-telemetry = Telemetry(settings.otlp_endpoint, __version__)
 pages = sources.Pages(settings)
-background: set[asyncio.Task[Any]] = set()
-following: list[asyncio.Task[None]] = []
 
 # The page's own limit, so that a file too large is refused before it is sent.
 if uploads := config.features.spontaneous_file_upload:
@@ -80,7 +76,7 @@ async def open_upload(thread_id: str, source: str, reader: Any) -> sources.Uploa
 
 for router in (
     status.router(legs, library),
-    api.router(legs, library, settings, telemetry),
+    *server.routers(service),
     words.router(),
     history.router(kept),
     sources.router(library, pages, open_upload),
@@ -90,8 +86,6 @@ for router in (
     # Chainlit's own last route answers every other path with its page, so ours must stand before it.
     web_app.router.routes.insert(0, web_app.router.routes.pop())
 
-# A folder of scans would push everything else out of the terminal.
-REPORTS_SHOWN = 20
 ESCALATING = {"slm": "chat.escalating_slm", "llm": "chat.escalating_llm"}
 ALLOWED = "allows_remote"
 COMMENT_CHARS = 500
@@ -103,69 +97,23 @@ STARTERS = {
 }
 
 
-def keep(task: "asyncio.Task[Any]") -> None:
-    """The event loop holds tasks weakly; one that nobody awaits must be held until it is done."""
-    background.add(task)
-    task.add_done_callback(background.discard)
-
-
 # --- the server ----------------------------------------------------------------------------------------------------
 
 
 @cl.on_app_startup
 async def start() -> None:
-    host = f"[{config.run.host}]" if ":" in config.run.host else config.run.host
-    terminal.notices.print(f"Chat at http://{host}:{config.run.port} (Ctrl-C ends it)", markup=False)
-
-    async def show() -> None:
-        await terminal.show_starting(legs.slm)
-        await terminal.show_starting(legs.llm)
-        for leg in (legs.slm, legs.llm):
-            if leg.note:
-                terminal.notices.print(leg.note, markup=False)
-
-    def opening(leg: LegName, examples: bool) -> list[Message]:
-        large = leg == "llm"
-        language = settings.answer_language
-        return prompt.opening(large=large, examples=examples, checks=large and settings.check, language=language)
-
-    # The first look at the folder must not be over before somebody waits for its end.
-    keep(asyncio.create_task(print_documents()))
-    following.append(asyncio.create_task(library.watch()))
-    keep(asyncio.create_task(show()))
-    keep(asyncio.create_task(legs.start(pull_llm=settings.pull_llm, opening=opening)))
-
-
-async def print_documents() -> None:
-    """In the terminal, once the folder has been looked at: what can be asked about, and what cannot."""
-    begun = False
-    async with contextlib.aclosing(library.changes()) as changes:
-        async for _ in changes:
-            if begun and library.reading is None:
-                break
-            begun = True
-    incomplete = [report.line for report in library.reports if report.error or report.skipped or report.blank_pages]
-    for line in incomplete[:REPORTS_SHOWN]:
-        terminal.notices.print(line, markup=False)
-    if len(incomplete) > REPORTS_SHOWN:
-        terminal.notices.print(f"{len(incomplete) - REPORTS_SHOWN:,} more were not read whole.", markup=False)
-    size = f"{library.files:,} documents, {len(library.index):,} passages"
-    terminal.notices.print(f"{size} in {library.folder}", markup=False)
+    terminal.notices.print(f"Chat at {shown_address(config.run.host, config.run.port)} (Ctrl-C ends it)", markup=False)
+    await service.start()
 
 
 @cl.on_app_shutdown
 async def stop() -> None:
-    for task in following:
-        task.cancel()
-    await asyncio.gather(*following, return_exceptions=True)
     await conversations.close()
     await asyncio.to_thread(pages.close)
-    await asyncio.to_thread(library.close)
-    await legs.close()
+    await service.close()
     if labels is not None:
         labels.close()
     await kept.close()
-    await asyncio.to_thread(telemetry.close)
 
 
 async def leave_deleted(thread_id: str) -> None:
@@ -419,7 +367,7 @@ async def run_turn(
         insist=insist,
         fresh=fresh,
         fitted=fitted(),
-        telemetry=telemetry,
+        observers=service.observers,
     )
     async with contextlib.aclosing(turn_events) as events:
         async for event in events:
@@ -476,7 +424,7 @@ async def leave() -> None:
         if here.socket_id == socket_id and conversations.of(here.id) is conversation:
             conversations.end(here.id)
 
-    keep(asyncio.create_task(end_if_gone()))
+    service.keep(asyncio.create_task(end_if_gone()))
 
 
 # --- what can be done about an answer ------------------------------------------------------------------------------
@@ -576,7 +524,7 @@ async def ask_anew(action: cl.Action) -> None:
     # request of this press has been answered, and Stop finds it as it finds that of a message.
     work = ask_larger(conversation, answer) if action.name == "ask_larger" else retry(conversation, answer)
     conversation.turn = cl.context.session.current_task = asyncio.create_task(work)
-    keep(conversation.turn)
+    service.keep(conversation.turn)
 
 
 async def ask_larger(conversation: Conversation, answer: Answer) -> None:

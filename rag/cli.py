@@ -56,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--port", type=int, default=8000, metavar="P", help="port to listen on (default: %(default)s)")
     chat.add_argument("--no-open", action="store_true", help="do not open a browser")
 
+    serve = command("serve", _serve, "the OpenAI-compatible API alone, without the chat", docs)
+    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, metavar="P", help="port to listen on (default: %(default)s)")
+
     ask = command("ask", _ask, "ask one question and print the answer", docs, as_json)
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--attach", type=Path, metavar="FILE", action="append", default=[], help="one more document")
@@ -122,6 +126,12 @@ def _chat(arguments: argparse.Namespace) -> None:
     web.serve(arguments.host, arguments.port, open_browser=not arguments.no_open and web.can_open_browser())
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    from rag.serve import server
+
+    server.serve(arguments.host, arguments.port, Settings.load(docs=arguments.docs))
+
+
 def _ask(arguments: argparse.Namespace) -> None:
     asyncio.run(_ask_once(arguments))
 
@@ -158,7 +168,7 @@ async def _ask_once(arguments: argparse.Namespace) -> None:
         live = terminal.is_interactive() and not arguments.json
         shown = False
         async with aclosing(
-            cascade.answer(arguments.question, session=session, legs=legs, settings=settings, telemetry=telemetry)
+            cascade.answer(arguments.question, session=session, legs=legs, settings=settings, observers=(telemetry,))
         ) as events:
             async for event in events:
                 match event:

@@ -370,12 +370,12 @@ CHECKS: tuple[Check, ...] = (
             Trouble(
                 "Status 403, `Pages of '...' may not use this server`, or a CORS error in the browser's console",
                 "A page of another address asks; only the chat's own pages may.",
-                """`RAG_ALLOWED_ORIGINS='["https://our.example"]'` for a page that you trust.""",
+                """`RAG_ALLOWED_ORIGINS=https://our.example` for a page that you trust.""",
             ),
             Trouble(
                 "Status 400, `This server is not known as ...`",
                 "It was called by a name that is not this machine's, as behind a proxy.",
-                """`RAG_ALLOWED_HOSTS='["our.example"]'`.""",
+                """`RAG_ALLOWED_HOSTS=our.example`.""",
             ),
         ),
     ),

@@ -2,7 +2,8 @@
 
     RagError
     ├── UserError           the caller can mend it: an argument, a file, a setting (exit status 2)
-    │   └── DocumentError   one document cannot be read; the others are not touched
+    │   ├── DocumentError   one document cannot be read; the others are not touched
+    │   └── QuestionTooLong     a question that no model's window here has room for
     ├── WeightsError        a model file could not be had, or is not the file it should be
     ├── BuildError          llama.cpp could not be compiled here (`models.native`)
     └── ModelError          a model did not answer
@@ -34,6 +35,10 @@ class UserError(RagError):
 
 class DocumentError(UserError):
     """One document cannot be read; it costs only itself."""
+
+
+class QuestionTooLong(UserError):
+    """The question alone takes more of a model's window than may be left to it."""
 
 
 class WeightsError(RagError):

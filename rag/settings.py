@@ -4,12 +4,13 @@ One frozen `Settings`, read once from the environment (prefix `RAG_`) and `.env`
 else in the project reads the environment. The descriptions feed the help texts and the README's table.
 """
 
+import json
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rag.errors import UserError
 
@@ -177,8 +178,23 @@ class Settings(BaseSettings):
     hub_url: str = Field("https://huggingface.co", description="address of the model hub")
     pull_llm: bool = Field(True, description="fetch the larger model in the background when it is missing")
 
-    allowed_hosts: tuple[str, ...] = Field((), description="further names that this server answers to, behind a proxy")
-    allowed_origins: tuple[str, ...] = Field((), description="further origins whose pages may open the chat")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="further names that this server answers to, behind a proxy; comma-separated"
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="further origins whose pages may open the chat and ask the API; comma-separated"
+    )
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="keys of the OpenAI-compatible API, comma-separated; empty: on this machine alone it needs none, and"
+        " elsewhere only who is signed in may use it",
+    )
+    api_rate: int = Field(120, ge=0, description="requests a minute that one caller of the API may make; 0: any number")
+    api_turns: int = Field(
+        32, ge=1, le=10_000, description="most questions of API clients that are answered or wait at the same time"
+    )
+    api_files: int = Field(100, ge=1, le=10_000, description="most files that one caller of the API may keep here")
 
     login: Literal["auto", "password", "header"] = Field(
         "auto",
@@ -245,22 +261,29 @@ class Settings(BaseSettings):
                 return str(key.get_secret_value())
         return None
 
+    @field_validator("allowed_hosts", "allowed_origins", "api_keys", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """A list is written with commas, or as JSON."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except ValueError:
+                raise ValueError('a list is written as one, two or as ["one", "two"]') from None
+        return [part.strip() for part in value.split(",") if part.strip()]
+
     @classmethod
     def load(cls, **overrides: object) -> "Settings":
         """Read the environment once; `overrides` that are None are ignored. A bad value is a UserError that names it."""
         try:
             return cls(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
-        except SettingsError as error:
-            # Only lists are parsed before they are validated; the field's name stands in the message.
-            name = next((name for name in cls.model_fields if f'"{name}"' in str(error)), "a setting")
-            raise UserError(
-                f'RAG_{name.upper()} must be a list in JSON, as in ["our.example"]. Change it or remove it.'
-            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
             field = cls.model_fields.get(name)
             variable = name if field is None or field.validation_alias else f"RAG_{name.upper()}"
-            raise UserError(
-                f"{variable} has the value {first['input']!r}: {first['msg']}. Change it or remove it."
-            ) from None
+            # What was written for a secret is not shown.
+            value = "a value" if name.endswith(("_key", "_keys")) else f"the value {first['input']!r}"
+            raise UserError(f"{variable} has {value}: {first['msg']}. Change it or remove it.") from None

@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import openai
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 
 from rag.errors import ModelUnreachable
 from rag.serve import api
+from rag.serve.files import Files
 from rag.settings import Settings
 
 from .conftest import open_library, until
@@ -28,7 +30,9 @@ async def served(tmp_path: Path, settings: Settings, legs: ScriptedLegs) -> Asyn
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "animals.md").write_text("Zebras drink at the Mara river every morning.")
     app = FastAPI()
-    app.include_router(api.router(legs, open_library(tmp_path / "docs", tmp_path / "cache"), settings))  # type: ignore[arg-type]
+    library = open_library(tmp_path / "docs", tmp_path / "cache")
+    service = SimpleNamespace(settings=settings, library=library, legs=legs, observers=())
+    app.include_router(api.router(service, Files(settings)))  # type: ignore[arg-type]
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()

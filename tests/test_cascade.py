@@ -223,12 +223,12 @@ async def test_telemetry_is_told_of_every_turn_however_it_ends(session: Session,
             told.append((dict(turn), more["error"]))
 
     listening = Listening(None, "0")
-    await turn_of(session, ScriptedLegs([GOOD]), settings, telemetry=listening)
+    await turn_of(session, ScriptedLegs([GOOD]), settings, observers=[listening])
     assert told[-1][0]["model"] == "scripted-slm"
-    await events_of(session, ScriptedLegs(), settings, question="", telemetry=listening)
+    await events_of(session, ScriptedLegs(), settings, question="", observers=[listening])
     assert isinstance(told[-1][1], UserError)
     legs: Any = ScriptedLegs([Reply(GOOD, hold=asyncio.Event())])
-    stopped = cascade.answer(QUESTION, session=session, legs=legs, settings=settings, telemetry=listening)
+    stopped = cascade.answer(QUESTION, session=session, legs=legs, settings=settings, observers=[listening])
     async with aclosing(stopped) as events:
         async for event in events:
             if isinstance(event, Token):

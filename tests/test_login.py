@@ -25,8 +25,9 @@ import socketio
 from socketio.exceptions import ConnectionError as Refused
 
 from rag.errors import UserError
-from rag.serve.login import OPEN, SECRET_BYTES, Tries, carrying, check, network, secret
+from rag.serve.login import OPEN, SECRET_BYTES, carrying, check, secret
 from rag.serve.users import Users
+from rag.serve.visitors import Tries, network
 from rag.settings import Settings
 
 from .conftest import until

@@ -25,10 +25,21 @@ def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value:
     assert value in str(caught.value)
 
 
-def test_a_list_that_is_none_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAG_ALLOWED_HOSTS", "chat.example")
-    with pytest.raises(UserError, match="RAG_ALLOWED_HOSTS must be a list"):
+@pytest.mark.parametrize("written", ["chat.our, api.our", '["chat.our", "api.our"]', "chat.our,,api.our,"])
+def test_a_list_is_written_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("RAG_ALLOWED_HOSTS", written)
+    assert Settings.load().allowed_hosts == ("chat.our", "api.our")
+
+
+def test_a_torn_list_is_told_and_a_secret_one_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_ALLOWED_HOSTS", '["chat.our"')
+    with pytest.raises(UserError, match="RAG_ALLOWED_HOSTS has the value .*a list is written as"):
         Settings.load()
+    monkeypatch.delenv("RAG_ALLOWED_HOSTS")
+    monkeypatch.setenv("RAG_API_KEYS", '["a-secret"')
+    with pytest.raises(UserError, match="^RAG_API_KEYS has a value") as caught:
+        Settings.load()
+    assert "a-secret" not in str(caught.value)
 
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def origins(subject: Subject) -> Seen:
     wrong += [f"RAG_ALLOWED_HOSTS has {one!r}" for one in hosts if not re.fullmatch(r"\*|[0-9A-Za-z._-]+", one)]
     if wrong:
         return note(f"{'; '.join(wrong)}: no browser ever says that",
-                    'Origins look like ["https://our.example"], hosts like ["our.example"].')  # fmt: skip
+                    "Origins look like https://our.example, hosts like our.example; commas between several.")  # fmt: skip
     detail = f"Refused, but for {', '.join(allowed)}" if allowed else "Refused; the chat's own may open it"
     if "*" in hosts:
         return note(f"{detail}; any name may lead here, also one that another site gave to this machine's address",

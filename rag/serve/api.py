@@ -18,11 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
-from rag.corpus.library import Library
 from rag.errors import ModelBroke, ModelError, RagError, UserError
-from rag.models.legs import Legs
-from rag.settings import MODES, Mode, Settings
-from rag.telemetry import Telemetry
+from rag.serve.files import Files
+from rag.serve.service import Service
+from rag.settings import MODES, Mode
 from rag.turn import cascade
 from rag.turn.cascade import Turn
 from rag.turn.session import Exchange, Session
@@ -59,7 +58,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
 
 
-def router(legs: Legs, library: Library, settings: Settings, telemetry: Telemetry | None = None) -> APIRouter:
+def router(service: Service, files: Files) -> APIRouter:
     routes = APIRouter(prefix="/v1")
 
     @routes.get("/models")
@@ -73,7 +72,7 @@ def router(legs: Legs, library: Library, settings: Settings, telemetry: Telemetr
     async def chat_completions(request: Request) -> Response:
         try:
             wanted = ChatRequest.model_validate(await _json(request))
-            turn = _begin(wanted, legs, library, settings, telemetry)
+            turn = _begin(wanted, service)
         except (ValidationError, RequestValidationError) as error:
             first = error.errors()[0]
             return _error(UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}."))
@@ -93,15 +92,13 @@ async def _json(request: Request) -> Any:
         raise UserError("The body is not JSON. Send a chat completion request.") from None
 
 
-def _begin(
-    wanted: ChatRequest, legs: Legs, library: Library, settings: Settings, telemetry: Telemetry | None
-) -> AsyncGenerator[cascade.Event, None]:
+def _begin(wanted: ChatRequest, service: Service) -> AsyncGenerator[cascade.Event, None]:
     mode = MODELS.get(wanted.model)
     if mode is None:
         raise UserError(f"There is no model {wanted.model!r}. Use one of: {', '.join(MODELS)}.")
     if not wanted.messages or wanted.messages[-1].role != "user":
         raise UserError("The last message must be the user's question.")
-    session = Session(library, mode)
+    session = Session(service.library, mode)
     asked: str | None = None
     for message in wanted.messages[:-1]:
         if message.role == "user":
@@ -109,7 +106,13 @@ def _begin(
         elif message.role == "assistant" and asked is not None:
             session.remember(Exchange("", asked, asked, message.text))
             asked = None
-    return cascade.answer(wanted.messages[-1].text, session=session, legs=legs, settings=settings, telemetry=telemetry)
+    return cascade.answer(
+        wanted.messages[-1].text,
+        session=session,
+        legs=service.legs,
+        settings=service.settings,
+        observers=service.observers,
+    )
 
 
 async def _texts(turn: AsyncGenerator[cascade.Event, None], mode: Mode) -> AsyncIterator[str | Turn]:

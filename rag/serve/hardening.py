@@ -51,6 +51,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rag.serve.api_errors import ApiError
+
 # What an accepted extension is, whatever the sender called it. Pages and scripts are plain text here: what someone
 # uploads is never run in this server's name. tests/test_formats.py holds the list to the one that documents are read by.
 _EXTENSIONS_OF: Final[Mapping[str, str]] = {
@@ -282,11 +284,12 @@ class Gate:
         path = scope["path"].removeprefix(self.rules.root_path)
         answer = Answer(send, attachment=path.startswith("/project/file/"))
         upload = path == "/project/file" and scope["method"] == "POST"
-        limit = self.rules.upload_bytes + FRAMING_BYTES if upload else self.rules.body_bytes
+        limit = self.limit(path, scope["method"])
+        answer.to_program = path.startswith("/v1/")
 
         headers = Headers(scope=scope)
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        refusal = self.stranger(headers) or self.bad_request(path, query) or self.too_long(headers, limit, upload)
+        refusal = self.stranger(headers) or self.bad_request(path, query) or self.too_long(headers, limit)
         thread_id = self.thread_of(query["session_id"][0]) if upload and len(query.get("session_id", [])) == 1 else None
         if refusal is None and upload:
             refusal = self.no_room(query, thread_id)
@@ -294,7 +297,7 @@ class Gate:
             await answer.refuse(refusal)
             return
 
-        body = Body(receive, limit, answer, self.too_long_text(upload))
+        body = Body(receive, limit, answer, self.too_long_text(limit))
         try:
             if JSON_WITH_IDS.fullmatch(path) and scope["method"] != "GET":
                 refusal = self.bad_json(await body.whole(), needs_session=path != "/set-session-cookie")
@@ -338,14 +341,23 @@ class Gate:
             return Refusal(400, "session_id is not a UUID.")
         return None
 
-    def too_long_text(self, upload: bool) -> str:
-        what, limit = ("file", self.rules.upload_bytes) if upload else ("request", self.rules.body_bytes)
-        return f"The {what} is too large: at most {limit / 1_000_000:g} MB."
+    def limit(self, path: str, method: str) -> int:
+        """Of a body, bytes: what carries a file may be as long as files may be."""
+        if method == "POST" and path in ("/project/file", "/v1/files"):
+            return self.rules.upload_bytes + FRAMING_BYTES
+        if method == "POST" and path == "/v1/chat/completions":
+            return self.rules.upload_bytes * 4 // 3 + self.rules.body_bytes  # a file in it is written in base64
+        return self.rules.body_bytes
 
-    def too_long(self, headers: Headers, limit: int, upload: bool) -> Refusal | None:
+    def too_long_text(self, limit: int) -> str:
+        file = limit == self.rules.upload_bytes + FRAMING_BYTES
+        what, most = ("file", self.rules.upload_bytes) if file else ("request", limit)
+        return f"The {what} is too large: at most {most / 1_000_000:.3g} MB."
+
+    def too_long(self, headers: Headers, limit: int) -> Refusal | None:
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > limit:
-            return Refusal(413, self.too_long_text(upload))
+            return Refusal(413, self.too_long_text(limit))
         return None
 
     def no_room(self, query: Mapping[str, list[str]], thread_id: str | None) -> Refusal | None:
@@ -385,6 +397,8 @@ class Answer:
     def __init__(self, send: Send, attachment: bool) -> None:
         self.to_client = send
         self.attachment = attachment
+        self.to_program = False
+        """Whoever asks speaks OpenAI's format, and reads errors in it."""
         self.status: int | None = None
         self.refused = False
 
@@ -406,7 +420,10 @@ class Answer:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer instead of the application. `detail` is the key that Chainlit's page shows to the person."""
-        response = JSONResponse({"detail": refusal.why}, refusal.status)
+        told: dict[str, Any] = {"detail": refusal.why}
+        if self.to_program:
+            told |= ApiError(refusal.status, refusal.why).body()
+        response = JSONResponse(told, refusal.status)
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": response.raw_headers})
         await self.send({"type": "http.response.body", "body": response.body})
         self.refused = True

@@ -11,22 +11,20 @@
               reaches this server: who else does can be anybody. Names are taken as they are, letter for letter.
 
 `install` is called once, before `harden`, so that the Door stands behind the Gate: Host, Origin and ids have been judged.
-The Door asks who it is, and gives Chainlit its cookie for nobody else. Where nobody is signed in, there are only the
+The Door asks who it is, and gives Chainlit its cookie for nobody else. Programs with an API key (rag/serve/callers.py) come
+as far as the API. Where nobody is signed in, there are only the
 page that asks for the password and what it is made of; everything else, our own routes too, is behind it.
 
 What belongs to whom among those who are signed in is not decided here.
 """
 
 import asyncio
-import ipaddress
 import math
 import os
 import re
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -40,13 +38,13 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag.errors import UserError
+from rag.serve.api_errors import ApiError
+from rag.serve.callers import KEYED, Keys, unknown
 from rag.serve.hardening import host_name, is_address, is_loopback
 from rag.serve.users import Users, canonical, replace
+from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
 from rag.settings import Settings
 from rag.words import Said, language_of, say, told
-
-LOCAL: Final = "local"
-"""The name of the one user of `auto`. With RAG_LOGIN=password, a user of this name finds those conversations again."""
 
 SECRET_FILE: Final = "secret"
 SECRET_BYTES: Final = 32
@@ -56,7 +54,8 @@ LONGEST_HEADER: Final = 256
 OPEN: Final = re.compile(
     r"/(login|logout|auth/(config|header)|health|favicon|logo|words|project/translations|(assets|public|avatars)/.*)"
 )
-HEALTH: Final = "/health"
+# Whoever watches over servers cannot sign in; these tell that ours runs, and whether it can answer.
+HEALTH: Final = re.compile(r"/(health|healthz|readyz)")
 # Where Chainlit's page may be opened; whoever is not signed in is sent to /login from there.
 PAGES: Final = re.compile(r"/|/login/callback|/env|/(?:element|share)/[^/]*|/thread(?:/([^/]*))?")
 THREAD_ID: Final = re.compile(r"[0-9a-f-]{36}")
@@ -68,7 +67,6 @@ WANTED_S: Final = 600
 
 AT_ONCE: Final = 2
 """Passwords that are verified at the same time; each takes 64 MiB."""
-FORGOTTEN_S: Final = 900.0
 
 
 @dataclass(frozen=True)
@@ -78,18 +76,6 @@ class Pass:
     name: str
     token: str
     holds: Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class Visitor:
-    """Of the request under way."""
-
-    name: str | None
-    address: str
-    language: str
-
-
-VISITOR: Final[ContextVar[Visitor]] = ContextVar("visitor")
 
 
 def install(settings: Settings, app: Starlette) -> None:
@@ -109,7 +95,13 @@ def install(settings: Settings, app: Starlette) -> None:
     else:
         config.code.header_auth_callback = login.named
     if not getattr(app.state, "login", False):
-        app.add_middleware(Door, login=login, cookie=cookie_name(), root_path=config.run.root_path.rstrip("/"))
+        app.add_middleware(
+            Door,
+            login=login,
+            keys=Keys(settings.api_keys),
+            cookie=cookie_name(),
+            root_path=config.run.root_path.rstrip("/"),
+        )
         app.state.login = True
 
 
@@ -157,51 +149,6 @@ def set_cookie_name(port: int) -> None:
 
 def cookie_name() -> str:
     return os.environ.get("CHAINLIT_AUTH_COOKIE_NAME", "access_token")
-
-
-class Tries:
-    """Failed tries of a name, or from an address. So many are free, then each wait is twice the one before."""
-
-    def __init__(
-        self, free: int, longest_s: float, *, most: int = 10_000, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.free = free
-        self.longest_s = longest_s
-        self.most = most
-        self.clock = clock
-        self._failed: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        """How many, and when the last one was; the longest untouched first."""
-
-    def wait_s(self, key: str) -> float:
-        """Until the next try; 0 for now."""
-        count, last = self._of(key)
-        if count < self.free:
-            return 0.0
-        return max(0.0, last + min(self.longest_s, 2.0 ** min(count - self.free, 30)) - self.clock())
-
-    def failed(self, key: str) -> None:
-        self._failed[key] = (self._of(key)[0] + 1, self.clock())
-        self._failed.move_to_end(key)
-        if len(self._failed) > self.most:
-            self._failed.popitem(last=False)
-
-    def give_back(self, key: str) -> None:
-        """The try that was counted last was none."""
-        count, last = self._of(key)
-        if count > 1:
-            self._failed[key] = (count - 1, last)
-        else:
-            self.forget(key)
-
-    def forget(self, key: str) -> None:
-        self._failed.pop(key, None)
-
-    def __len__(self) -> int:
-        return len(self._failed)
-
-    def _of(self, key: str) -> tuple[int, float]:
-        count, last = self._failed.get(key, (0, 0.0))
-        return (0, 0.0) if self.clock() - last > FORGOTTEN_S else (count, last)
 
 
 class Login:
@@ -304,9 +251,10 @@ class Login:
 class Door:
     """ASGI middleware before every route: who is not signed in sees the page that asks for it, and no more."""
 
-    def __init__(self, app: ASGIApp, login: Login, cookie: str, root_path: str) -> None:
+    def __init__(self, app: ASGIApp, login: Login, keys: Keys, cookie: str, root_path: str) -> None:
         self.app = app
         self.login = login
+        self.keys = keys
         self.cookie = cookie
         self.wanted = f"wanted-{cookie}"
         """A link to a conversation that was opened by somebody who had to sign in first."""
@@ -317,6 +265,19 @@ class Door:
             await self.app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
+        if scope["type"] == "http" and KEYED.fullmatch(scope["path"].removeprefix(self.root_path)):
+            try:
+                program = self.keys.visitor(connection)
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+            if program is not None:
+                VISITOR.set(program)
+                await self.app({**scope, "headers": carrying(scope["headers"], self.cookie, None)}, receive, send)
+                return
+            if self.keys and self.login.how == "auto":  # who is let in unasked has not signed in
+                await unknown(self.keys, connection).response()(scope, receive, send)
+                return
         who = self.login.who(connection, self.cookie)
         signed = who if isinstance(who, Pass) else None
         address = network(connection.client.host) if connection.client else ""
@@ -344,7 +305,7 @@ class Door:
             there = self._go(f"/thread/{wanted}")
             there.delete_cookie(self.wanted)
             return there
-        if path == HEALTH or self._preflight(scope):
+        if HEALTH.fullmatch(path) or self._preflight(scope):
             return None
         if self.login.how == "password":
             if OPEN.fullmatch(path):
@@ -357,8 +318,8 @@ class Door:
         status = 403 if self.login.how == "auto" else 401
         why = told(who, language)
         body: dict[str, Any] = {"detail": why}
-        if path.startswith("/v1/"):  # what OpenAI's clients show
-            body["error"] = {"message": why, "type": "invalid_request_error", "param": None, "code": None}
+        if KEYED.fullmatch(path):  # what OpenAI's clients show
+            body |= ApiError(status, why, code="invalid_api_key" if status == 401 else None).body()
         return JSONResponse(body, status, headers={"WWW-Authenticate": "Bearer"} if status == 401 else None)
 
     def _go(self, path: str) -> Response:
@@ -434,14 +395,3 @@ def secured(send: Send) -> Send:
         await send(message)
 
     return sent
-
-
-def network(address: str) -> str:
-    """What one sender can be expected to have of addresses: of IPv6, a whole /64."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 6 and parsed.ipv4_mapped is None:
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return str(parsed.ipv4_mapped or parsed) if parsed.version == 6 else str(parsed)

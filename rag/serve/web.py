@@ -7,14 +7,13 @@ import asyncio
 import logging
 import os
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 from platformdirs import user_state_path
 
-from rag.errors import UserError
 from rag.serve import login
+from rag.serve.ports import check_port
 from rag.settings import PACKAGE, Settings, app_home
 from rag.words import LANGUAGES
 
@@ -23,7 +22,7 @@ FURNITURE = (".chainlit", "public", "chainlit.md", *(f"chainlit_{tag}.md" for ta
 
 def serve(host: str, port: int, *, open_browser: bool) -> None:
     """Run the chat until it is interrupted. A port that is taken, or a chat for anybody or nobody, is a UserError."""
-    _check_port(host, port)
+    check_port(host, port)
     login.check(Settings.load(), host)
     os.environ["CHAINLIT_APP_ROOT"] = str(_app_root())
     login.set_cookie_name(port)
@@ -81,18 +80,3 @@ def _app_root() -> Path:
         else:
             shutil.copy2(home / name, root / name)
     return root
-
-
-def _check_port(host: str, port: int) -> None:
-    if not 0 < port < 65536:
-        raise UserError(f"There is no port {port}. Choose one from 1 to 65535 with --port.")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            if sys.platform != "win32":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise UserError(
-            f"Cannot listen on {host}:{port} ({error.strerror}). Stop what uses it, or choose another with --port."
-        ) from None

@@ -5,20 +5,19 @@ door decides anything. Knows the order of the work and who answers when somebody
 worded and what makes a draft good are other rooms' business.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
-from rag.errors import ModelError, RagError, UserError
+from rag.errors import ModelError, QuestionTooLong, RagError, UserError
 from rag.models.backend import HERE, Draft, Reading, Thinking, Waiting
 from rag.models.backend import Token as Written
 from rag.models.legs import Answering, Pair
 from rag.resources import Sampler, Used
 from rag.settings import Mode, Settings
-from rag.telemetry import Telemetry
 from rag.trace import Span, Trace
 from rag.turn import calibration, citations, confidence, evidence, overview, prompt, rewriting
 from rag.turn.bill import Bill, bill
@@ -176,6 +175,21 @@ class Failed:
     error: RagError
 
 
+class Observer(Protocol):
+    """Somebody who is told of every turn at its end, however it ends: spans and the dictionary, never who asked."""
+
+    def record(
+        self,
+        trace: Trace,
+        turn: Mapping[str, Any],
+        *,
+        question_id: str = "",
+        models: Mapping[str, str] | None = None,
+        remote: Collection[str] = (),
+        error: BaseException | None = None,
+    ) -> None: ...
+
+
 Event = Phase | Retrieved | Token | Retracted | Judged | Escalating | Answered | Failed
 
 
@@ -191,19 +205,21 @@ async def answer(
     insist: bool = False,
     fresh: bool = False,
     fitted: Calibration | Literal["find"] | None = "find",
-    telemetry: Telemetry | None = None,
+    max_tokens: int | None = None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncGenerator[Event, None]:
     """Answer one question; the last event is `Answered` or `Failed`.
 
     Closing the iterator stops the work, the models' included; what was written until then is remembered as the answer.
     `id` is the door's name for the question. `insist` has a model answer even where the documents seem silent; `fresh`
     has it choose its words anew, for a question that is asked once more. `fitted` is for trying a calibration out, or
-    none; otherwise the pair's own is found. `telemetry` is told the turn's spans at its end, however it ends. Bugs are
-    raised; what can go wrong is a `Failed`.
+    none; otherwise the pair's own is found. `max_tokens` shortens the models' answers below what settings allow. The
+    `observers` are told of the turn at its end, however it ends. Bugs are raised; what can go wrong is a `Failed`.
     """
     turn = _Work(
-        question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist, fresh, fitted
-    )
+        question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist, fresh, fitted,
+        max_tokens,
+    )  # fmt: skip
     finished, answered, failure = False, None, None
     try:
         async with aclosing(turn.run()) as events:
@@ -217,11 +233,12 @@ async def answer(
     finally:
         if not finished and turn.shown:
             session.remember(Exchange(id, turn.question, str(turn.query), turn.shown))
-        if telemetry is not None:
-            both = (legs.slm, legs.llm)
-            telemetry.record(
+        both = (legs.slm, legs.llm)
+        ended = {} if not observers else answered.to_dict() if answered else {"mode": turn.mode}
+        for observer in observers:
+            observer.record(
                 turn.trace,
-                answered.to_dict() if answered else {"mode": turn.mode},
+                ended,
                 question_id=id,
                 models={leg.name: leg.model for leg in both},
                 remote=[leg.name for leg in both if leg.remote],
@@ -244,6 +261,7 @@ class _Work:
         insist: bool,
         fresh: bool,
         fitted: Calibration | Literal["find"] | None,
+        max_tokens: int | None,
     ) -> None:
         self.question = question
         self.query = Query(question)
@@ -267,6 +285,7 @@ class _Work:
         """What each request to a leg used of this machine."""
         self.shown = ""
         self.fitted = fitted
+        self.max_tokens = max_tokens
         self.given_up: Verdict | None = None
         """On a small model's draft that was not worth finishing, or beginning."""
         self.check: Check | None = None
@@ -420,7 +439,7 @@ class _Work:
         most = self.settings.context_tokens // 3
         length = prompt.estimate_tokens(self.question)
         if length > most:
-            raise UserError(say("turn.question_long", tokens=length, most=most))
+            raise QuestionTooLong(say("turn.question_long", tokens=length, most=most))
 
     async def _settle(self) -> AsyncGenerator[Event, None]:
         """Wait a little for documents that are being read."""
@@ -472,7 +491,7 @@ class _Work:
             written = ""
             tokens: list[Written] = []
             stream = server.stream(
-                built.messages, max_tokens=leg.max_tokens, trace=self.trace, temperature=self.temperature
+                built.messages, max_tokens=self._most(leg), trace=self.trace, temperature=self.temperature
             )
             async with self._sampled(leg), aclosing(stream) as pieces:
                 async for piece in pieces:
@@ -551,12 +570,16 @@ class _Work:
             evidence_tokens=self.settings.evidence_tokens,
             history_turns=self.settings.history_turns if large else 1,
             context_tokens=context_tokens,
-            max_tokens=leg.max_tokens,
+            max_tokens=self._most(leg),
             examples=leg.examples,
             check=self.settings.check and not self.insist,
             draft=self.drafts[-1].text if self._refines and large and self.drafts else None,
             language=self.settings.answer_language,
         )
+
+    def _most(self, leg: Answering) -> int:
+        """Tokens that it may write."""
+        return leg.max_tokens if self.max_tokens is None else min(leg.max_tokens, self.max_tokens)
 
     def _refused_to(self, leg: Answering) -> str | None:
         """Why text must not be sent there."""

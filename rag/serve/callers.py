@@ -1,0 +1,138 @@
+"""Who calls the API: by a key, by being signed in, or by being on this machine; and how often.
+
+    RAG_API_KEYS set      the key as `Authorization: Bearer`, or somebody who signed in by himself (rag/serve/login.py)
+    no keys, loopback     everybody on this machine, as at the chat
+    no keys, elsewhere    only who is signed in; `smallfirst serve`, where nobody can sign in, does not start
+
+Knows paths and headers, nothing of what is asked. Keys are compared by their digests, each with every known one and in
+constant time. What a caller keeps here (rag/serve/files.py) is found again by `Visitor.owner`.
+"""
+
+import hashlib
+import hmac
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from pydantic import SecretStr
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rag.errors import UserError
+from rag.serve.api_errors import ApiError
+from rag.serve.hardening import is_loopback
+from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
+from rag.settings import Settings
+from rag.words import language_of
+
+# What programs ask for. Everything else of the chat is for who signed in; of `smallfirst serve`, for everybody.
+KEYED: Final = re.compile(r"/(v1(/.*)?|metrics|ondevice/(prompt|verdict))")
+# Of these, what may be asked for as often as a scraper likes.
+UNCOUNTED: Final = re.compile(r"/metrics")
+
+
+class Keys:
+    """The keys of settings."""
+
+    def __init__(self, keys: Sequence[SecretStr]) -> None:
+        self._digests = [_digest(key.get_secret_value()) for key in keys]
+        # Behind one address there may be several programs with a former key, but not so many.
+        self._of_addresses = Tries(free=20, longest_s=60)
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def visitor(self, connection: HTTPConnection) -> Visitor | None:
+        """Whose key it carries; None where it carries none, or an unknown one. Raises ApiError after too many of these."""
+        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+        if not self or scheme.lower() != "bearer" or not bearer.strip():
+            return None
+        address = network(connection.client.host) if connection.client else ""
+        if (wait_s := self._of_addresses.wait_s(address)) > 0:
+            seconds = math.ceil(wait_s)
+            why = f"Too many unknown keys came from there. Try again in {seconds} s."
+            raise ApiError(429, why, headers={"Retry-After": str(seconds)})
+        digest = _digest(bearer.strip())
+        # Every one is looked at: how long it takes says nothing of which it was.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if not any(matches):
+            self._of_addresses.failed(address)
+            return None
+        language = language_of(connection.headers.get("accept-language", ""))
+        return Visitor(digest.hex()[:12], address, language, by_key=True)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def unknown(keys: Keys, connection: HTTPConnection) -> ApiError:
+    """Nobody may be here who is nobody."""
+    given = bool(connection.headers.get("authorization"))
+    why = "This API key is not one of RAG_API_KEYS." if given else "No API key was sent."
+    mend = "Send one as the header `Authorization: Bearer KEY`."
+    return ApiError(401, f"{why} {mend}", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def check(settings: Settings, host: str) -> None:
+    """A UserError if an API without any sign-in would let everybody in."""
+    if not settings.api_keys and not is_loopback(host):
+        raise UserError(
+            f"Who reaches {host} would be let in unasked. Set RAG_API_KEYS to one or more keys, such as what"
+            " `python -c 'import secrets; print(secrets.token_urlsafe(24))'` prints, or listen on 127.0.0.1."
+        )
+
+
+class KeyDoor:
+    """ASGI middleware of a server where nobody signs in: what is `KEYED` needs a key, if there are keys."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        answer: Response | None = None
+        try:
+            visitor = self.keys.visitor(connection)
+            if visitor is None and self.keys and KEYED.fullmatch(scope["path"]):
+                raise unknown(self.keys, connection)
+        except ApiError as error:
+            answer, visitor = error.response(), None
+        address = network(connection.client.host) if connection.client else ""
+        language = language_of(connection.headers.get("accept-language", ""))
+        VISITOR.set(visitor or Visitor(LOCAL, address, language))
+        await (answer or self.app)(scope, receive, send)
+
+
+class Allowance:
+    """ASGI middleware behind the door: so many requests a minute for each caller, in any 60 seconds."""
+
+    def __init__(self, app: ASGIApp, a_minute: int) -> None:
+        self.app = app
+        self.a_minute = a_minute
+        self._item = RateLimitItemPerMinute(max(1, a_minute))
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not self.a_minute or not KEYED.fullmatch(path) or UNCOUNTED.fullmatch(path):
+            await self.app(scope, receive, send)
+            return
+        caller = VISITOR.get().owner
+        if self._limiter.hit(self._item, caller):
+            await self.app(scope, receive, send)
+            return
+        reset_s = max(1, math.ceil(self._limiter.get_window_stats(self._item, caller).reset_time - time.time()))
+        why = f"More than {self.a_minute} requests in a minute (RAG_API_RATE). Try again in {reset_s} s."
+        error = ApiError(429, why, code="rate_limit_exceeded", headers={"Retry-After": str(reset_s)})
+        await error.response()(scope, receive, send)

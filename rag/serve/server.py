@@ -1,0 +1,108 @@
+"""The API on its own, without the chat: `smallfirst serve`. And what of it the chat's server carries too.
+
+Knows which rooms answer programs, and what stands before them: the Gate (names, origins, sizes), the key's door, and how
+often. It knows nothing of Chainlit and imports nothing of it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from rag import __version__, terminal
+from rag.serve import api, callers, files, ondevice, readiness
+from rag.serve.api_errors import ApiError
+from rag.serve.hardening import Gate, Rules, Uploads
+from rag.serve.ports import check_port, shown_address
+from rag.serve.service import Service
+from rag.settings import Settings
+
+DESCRIPTION: Final = (
+    "Answers from a folder of documents: a small model first, a larger one when it must. The wire format is OpenAI's."
+)
+
+
+def routers(service: Service) -> list[APIRouter]:
+    """What programs ask for, wherever it is served."""
+    kept = files.Files(service.settings)
+    return [
+        api.router(service, kept),
+        files.router(kept, service.library),
+        readiness.router(service),
+        ondevice.router(service),
+        unknown(),
+    ]
+
+
+def unknown() -> APIRouter:
+    """Whatever else is asked for below /v1: OpenAI's words, and no page."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    async def nothing(request: Request) -> Response:
+        why = f"Unknown request URL: {request.method} {request.url.path}. Check the path and the method."
+        return ApiError(404, why, code="unknown_url").response()
+
+    return routes
+
+
+def application(service: Service, listen: str) -> FastAPI:
+    """The whole ASGI application; it starts and closes the service with its lifespan."""
+    settings = service.settings
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="Small First", version=__version__, description=DESCRIPTION, lifespan=lifespan,
+        openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    for router in routers(service):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def front() -> Response:
+        return RedirectResponse("/ondevice", 303)
+
+    origins = [origin.rstrip("/") for origin in settings.allowed_origins]
+    # The last one added stands outermost.
+    app.add_middleware(callers.Allowance, a_minute=settings.api_rate)
+    app.add_middleware(callers.KeyDoor, keys=callers.Keys(settings.api_keys))
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Stainless-*"], max_age=600,
+        )  # fmt: skip
+    rules = Rules(
+        listen=listen,
+        allowed_hosts=frozenset(host.lower() for host in settings.allowed_hosts),
+        allowed_origins=frozenset(origins),
+        upload_bytes=settings.upload_mb * 1_000_000,
+    )
+    app.add_middleware(Gate, rules=rules, uploads=Uploads(0), thread_of=lambda _: None)
+    return app
+
+
+def serve(host: str, port: int, settings: Settings) -> None:
+    """Run the API until it is interrupted. A port that is taken, or an API for anybody, is a UserError."""
+    import uvicorn
+
+    check_port(host, port)
+    callers.check(settings, host)
+    service = Service(settings)
+    address = shown_address(host, port)
+    terminal.notices.print(f"API at {address}/v1, in the browser {address}/ondevice (Ctrl-C ends it)", markup=False)
+    config = uvicorn.Config(
+        application(service, host), host=host, port=port, log_level="error", timeout_graceful_shutdown=3
+    )
+    asyncio.run(uvicorn.Server(config).serve())

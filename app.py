@@ -74,16 +74,17 @@ async def open_upload(thread_id: str, source: str, reader: Any) -> sources.Uploa
     return None
 
 
-for router in (
+routers = (
     status.router(legs, library),
-    *server.routers(service),
     words.router(),
     history.router(kept),
     sources.router(library, pages, open_upload),
     exports.router(kept),
-):
+    *server.routers(service),
+)
+# Chainlit's own last route answers every other path with its page, so ours must stand before it, in their order.
+for router in reversed(routers):
     web_app.include_router(router)
-    # Chainlit's own last route answers every other path with its page, so ours must stand before it.
     web_app.router.routes.insert(0, web_app.router.routes.pop())
 
 ESCALATING = {"slm": "chat.escalating_slm", "llm": "chat.escalating_llm"}

@@ -74,6 +74,9 @@ class Telemetry:
             noisy.propagate = False
             noisy.addHandler(self._complaints)
 
+    def begin(self, trace: Trace) -> None:
+        """Nothing is told of a turn before its end."""
+
     def record(
         self,
         trace: Trace,

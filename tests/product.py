@@ -75,6 +75,37 @@ def chat(
             process.wait(20)
 
 
+@contextmanager
+def api(
+    port: int, log: Path, *arguments: str, ready: bool = True, **environment: str
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """`smallfirst serve` in a process of its own; yields its address and itself once it lives and, if `ready`, can answer.
+
+    What it keeps is thrown away with it, unless RAG_DATA_DIR says where.
+    """
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data, log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rag.cli", "serve", "--port", str(port), *arguments],
+            cwd=ROOT, env={"RAG_DATA_DIR": data, **os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + READY_LIMIT_S
+            while True:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                try:
+                    with urllib.request.urlopen(f"{url}/{'readyz' if ready else 'healthz'}", timeout=2):
+                        break
+                except OSError:  # nobody listens yet, or it says 503
+                    pass
+                time.sleep(0.1)
+            yield url, process
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
 def smallfirst(*arguments: str, typed: str = "", **environment: str) -> str:
     """What a command prints that must succeed."""
     done = subprocess.run(

@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,8 @@ class Library:
         self.settings = settings
         self.passage_chars = settings.passage_chars
         self.reading: Progress | None = None
+        self.looked = False
+        """The whole folder was looked at since this was opened."""
         self.index = BM25Index()
         self.reports: list[Ingest] = []
         self._root = folder.resolve()
@@ -146,6 +148,7 @@ class Library:
                     for source in self._bring_up_to_date(progress):
                         opened.append(source)
                     self._show()
+                self.looked = True
             except ReadingStopped:
                 pass
             except sqlite3.Error as error:
@@ -387,9 +390,14 @@ class Attachments:
 
     def restore(self, report: Ingest, passages: list[Passage]) -> None:
         """Make searchable again what was read before, without reading it."""
+        self.restore_all([(report, passages)])
+
+    def restore_all(self, documents: Iterable[tuple[Ingest, list[Passage]]]) -> None:
+        """See `restore`; they are ranked once, and not anew for each."""
         with self._lock:
-            self._documents.pop(report.source, None)
-            self._documents[report.source] = (report, passages)
+            for report, passages in documents:
+                self._documents.pop(report.source, None)
+                self._documents[report.source] = (report, passages)
             self._rank()
 
     def stop(self) -> None:

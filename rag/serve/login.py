@@ -57,7 +57,7 @@ OPEN: Final = re.compile(
 # Whoever watches over servers cannot sign in; these tell that ours runs, and whether it can answer.
 HEALTH: Final = re.compile(r"/(health|healthz|readyz)")
 # Where Chainlit's page may be opened; whoever is not signed in is sent to /login from there.
-PAGES: Final = re.compile(r"/|/login/callback|/env|/(?:element|share)/[^/]*|/thread(?:/([^/]*))?")
+PAGES: Final = re.compile(r"/|/login/callback|/env|/ondevice|/(?:element|share)/[^/]*|/thread(?:/([^/]*))?")
 THREAD_ID: Final = re.compile(r"[0-9a-f-]{36}")
 
 # In Socket.IO's spelling: the acknowledged connection, and Chainlit's event for "load this page again".

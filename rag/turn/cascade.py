@@ -176,7 +176,13 @@ class Failed:
 
 
 class Observer(Protocol):
-    """Somebody who is told of every turn at its end, however it ends: spans and the dictionary, never who asked."""
+    """Somebody who is told of every turn: that it begins, and at its end, however it ends, spans and the dictionary.
+
+    Never who asked.
+    """
+
+    def begin(self, trace: Trace) -> None:
+        """A turn begins whose spans will be found in this; `record` follows, with the same one."""
 
     def record(
         self,
@@ -220,7 +226,10 @@ async def answer(
         question.strip(), session, legs, settings, mode or session.mode, id, trace or Trace(), insist, fresh, fitted,
         max_tokens,
     )  # fmt: skip
-    finished, answered, failure = False, None, None
+    finished, answered = False, None
+    failure: Exception | None = None
+    for observer in observers:
+        observer.begin(turn.trace)
     try:
         async with aclosing(turn.run()) as events:
             async for event in events:
@@ -230,6 +239,9 @@ async def answer(
     except RagError as error:
         finished, failure = True, error
         yield Failed(error)
+    except Exception as error:
+        failure = error  # a bug: to the observers no turn that somebody stopped
+        raise
     finally:
         if not finished and turn.shown:
             session.remember(Exchange(id, turn.question, str(turn.query), turn.shown))

@@ -1,0 +1,231 @@
+"""Who may call the API, and how often: keys, sign-in, this machine; over real sockets, as programs come."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import openai
+import pytest
+import uvicorn
+from pydantic import SecretStr
+
+from rag.errors import UserError
+from rag.metrics import Metrics
+from rag.serve import callers
+from rag.serve.server import application
+from rag.settings import Settings
+
+from .conftest import open_library
+from .product import chat, free_port, signed_in
+from .scripted import ScriptedLegs
+
+KEY, OTHER = "one-key-of-two", "another-key"
+GOOD = "Zebras drink at the Mara river."
+PAGE = "https://pages.our"
+
+
+@asynccontextmanager
+async def served(
+    tmp_path: Path, *, answers: int = 1, listen: str = "127.0.0.1", **chosen: object
+) -> AsyncIterator[str]:
+    """`smallfirst serve` with scripted models."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "animals.md").write_text("Zebras drink at the Mara river every morning.")
+    settings = Settings(_env_file=None, data_dir=tmp_path / "data", cache_dir=tmp_path / "cache", **chosen)  # type: ignore[arg-type]
+    library, legs = open_library(tmp_path / "docs", tmp_path / "cache"), ScriptedLegs([GOOD] * answers)
+
+    async def nothing() -> None:
+        pass
+
+    service = SimpleNamespace(
+        settings=settings, library=library, legs=legs, observers=(), metrics=Metrics(library, legs), start=nothing, close=nothing
+    )  # fmt: skip
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    server = uvicorn.Server(uvicorn.Config(application(service, listen), log_level="error"))  # type: ignore[arg-type]
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+        library.close()
+
+
+def client(url: str, key: str = "none") -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+def http(url: str, **headers: str) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(base_url=url, headers=headers, trust_env=False)
+
+
+async def ask(one: openai.AsyncOpenAI) -> str | None:
+    message = {"role": "user", "content": "Where do zebras drink?"}
+    answer = await one.chat.completions.create(model="smallfirst-slm", messages=[message])  # type: ignore[list-item]
+    return answer.choices[0].message.content
+
+
+async def test_this_machine_needs_no_key(tmp_path: Path) -> None:
+    async with served(tmp_path) as url, client(url) as one:
+        assert await ask(one) == f"{GOOD} [1]"
+
+
+async def test_where_there_are_keys_one_of_them_is_needed(tmp_path: Path) -> None:
+    async with served(tmp_path, answers=2, api_keys=(KEY, OTHER)) as url:
+        for key in (KEY, OTHER):
+            async with client(url, key) as one:
+                assert await ask(one) == f"{GOOD} [1]"
+        for wrong in (KEY.upper(), KEY[:-1], f"{KEY}x", "none", "ключ"):
+            async with http(url) as raw:
+                headers = {b"Authorization": f"Bearer {wrong}".encode()}
+                assert (await raw.get("/v1/models", headers=headers)).status_code == 401, wrong
+        async with client(url, "wrong") as one:
+            with pytest.raises(openai.AuthenticationError, match="not one of RAG_API_KEYS") as caught:
+                await ask(one)
+        assert caught.value.code == "invalid_api_key"
+        async with http(url) as raw:
+            refused = await raw.post("/v1/chat/completions", json={})
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert "No API key was sent" in refused.json()["error"]["message"]
+            for path in ("/metrics", "/v1/models", "/v1/files", "/v1/openapi.json", "/v1/no/such"):
+                assert (await raw.get(path)).status_code == 401, path
+            for path in ("/healthz", "/ondevice"):
+                assert (await raw.get(path, follow_redirects=True)).status_code == 200, path
+            for scheme in ("Basic", "bearerx", "Token"):
+                assert (await raw.get("/v1/models", headers={"Authorization": f"{scheme} {KEY}"})).status_code == 401
+            assert (await raw.get("/v1/models", headers={"Authorization": f"bearer {KEY}"})).status_code == 200
+
+
+async def test_whoever_tries_many_keys_waits_and_who_has_one_then_waits_with_them(tmp_path: Path) -> None:
+    async with served(tmp_path, api_keys=(KEY,)) as url, http(url) as raw:
+        statuses = [
+            (await raw.get("/v1/models", headers={"Authorization": f"Bearer {n}"})).status_code for n in range(22)
+        ]
+        assert statuses[:20] == [401] * 20
+        assert statuses[-1] == 429
+        waits = await raw.get("/v1/models", headers={"Authorization": "Bearer 22"})
+        assert int(waits.headers["retry-after"]) >= 1
+        assert waits.json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_each_caller_has_so_many_requests_a_minute(tmp_path: Path) -> None:
+    async with served(tmp_path, api_keys=(KEY, OTHER), api_rate=3) as url:
+        async with client(url, KEY) as one:
+            for _ in range(3):
+                await one.models.list()
+            with pytest.raises(openai.RateLimitError, match="More than 3 requests in a minute") as caught:
+                await one.models.list()
+            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+            assert caught.value.code == "rate_limit_exceeded"
+        async with client(url, OTHER) as one:
+            await one.models.list()
+        async with http(url, Authorization=f"Bearer {KEY}") as raw:
+            assert (await raw.get("/metrics")).status_code == 200  # a scraper is not in anybody's way
+            assert (await raw.get("/healthz")).status_code == 200
+
+
+async def test_no_limit_is_none(tmp_path: Path) -> None:
+    async with served(tmp_path, api_rate=0) as url, client(url) as one:
+        for _ in range(5):
+            await one.models.list()
+
+
+async def test_pages_of_other_origins_read_nothing_unless_they_are_named(tmp_path: Path) -> None:
+    async with served(tmp_path) as url, http(url, Origin=PAGE) as raw:
+        refused = await raw.get("/v1/models")
+        assert refused.status_code == 403
+        assert PAGE in refused.json()["error"]["message"]
+        assert "access-control-allow-origin" not in refused.headers
+
+
+async def test_a_named_origin_may_ask_and_no_other(tmp_path: Path) -> None:
+    async with served(tmp_path, allowed_origins=(PAGE,), api_keys=(KEY,)) as url, http(url) as raw:
+        asks = {
+            "Origin": PAGE,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        preflight = await raw.options("/v1/chat/completions", headers=asks)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == PAGE
+        assert "access-control-allow-credentials" not in preflight.headers
+        answer = await raw.get("/v1/models", headers={"Origin": PAGE, "Authorization": f"Bearer {KEY}"})
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        refused = await raw.get("/v1/models", headers={"Origin": "https://other.our", "Authorization": f"Bearer {KEY}"})
+        assert refused.status_code == 403
+        unkeyed = await raw.get("/v1/models", headers={"Origin": PAGE})
+        assert unkeyed.status_code == 401
+        assert unkeyed.headers["access-control-allow-origin"] == PAGE, "a page must be able to read why"
+
+
+async def test_a_name_rebound_to_this_machine_is_refused_as_openai_would(tmp_path: Path) -> None:
+    async with served(tmp_path) as url, http(url, Host="evil.our") as raw:
+        refused = await raw.get("/v1/models")
+        assert refused.status_code == 400
+        assert refused.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_a_body_that_is_too_long_is_told_in_openais_shape(tmp_path: Path) -> None:
+    async with served(tmp_path, upload_mb=1) as url, http(url) as raw:
+        for path, most in (("/v1/chat/completions", 1_000_000 * 4 // 3 + 2_000_000), ("/v1/files", 1_000_000)):
+            answer = await raw.post(path, content=b"x" * (most + 70_000))
+            assert answer.status_code == 413, path
+            assert "too large" in answer.json()["error"]["message"]
+
+
+async def test_what_is_not_there_is_told_in_openais_shape(tmp_path: Path) -> None:
+    async with served(tmp_path) as url, client(url) as one, http(url) as raw:
+        with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings") as caught:
+            await one.embeddings.create(model="x", input="y")
+        assert caught.value.code == "unknown_url"
+        assert (await raw.get("/v1/chat/completions")).json()["error"]["code"] == "unknown_url"
+
+
+def test_an_api_for_everybody_does_not_start(tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.20"):
+        with pytest.raises(UserError, match=r"would be let in unasked\. Set RAG_API_KEYS"):
+            callers.check(Settings(_env_file=None), host)  # type: ignore[call-arg]
+        callers.check(Settings(_env_file=None, api_keys=(SecretStr(KEY),)), host)  # type: ignore[call-arg]
+    callers.check(Settings(_env_file=None), "localhost")  # type: ignore[call-arg]
+
+
+async def test_beside_the_chat_a_key_opens_the_api_and_nothing_else(tmp_path: Path) -> None:
+    models = {"RAG_SLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1"}
+    users = {"anna": "a long password"}
+    with chat(
+        free_port(), tmp_path / "log", ready=False, users=users, RAG_API_KEYS=KEY, RAG_CACHE_DIR=str(tmp_path), **models
+    ) as url:
+        async with http(url, Authorization=f"Bearer {KEY}") as program:
+            assert (await program.get("/v1/models")).status_code == 200
+            assert (await program.get("/metrics")).status_code == 200
+            for path in ("/status", "/user", "/history/export", "/ondevice"):
+                assert (await program.get(path)).status_code in (303, 401), path
+        async with http(url, **signed_in(url, "anna", users["anna"])) as person:
+            assert (await person.get("/v1/models")).status_code == 200
+            assert (await person.get("/user")).status_code == 200
+        async with http(url) as nobody:
+            assert (await nobody.get("/v1/models")).status_code == 401
+            assert (await nobody.get("/healthz")).status_code == 200
+            assert (await nobody.get("/v1/no/such")).json()["error"]["type"] == "authentication_error"
+
+
+async def test_beside_a_chat_that_lets_this_machine_in_keys_count_too(tmp_path: Path) -> None:
+    models = {"RAG_SLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1"}
+    with chat(
+        free_port(), tmp_path / "log", ready=False, RAG_API_KEYS=KEY, RAG_CACHE_DIR=str(tmp_path), **models
+    ) as url:
+        async with http(url) as here:
+            assert (await here.get("/v1/models")).status_code == 401
+            assert (await here.get("/status")).status_code == 200
+            answer = await here.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+            assert answer.status_code == 200
+            assert (await here.get("/v1/no/such", headers={"Authorization": f"Bearer {KEY}"})).json()["error"][
+                "code"
+            ] == "unknown_url"

@@ -3,7 +3,7 @@
 // It asks nobody: status.js hands over what it heard from `GET ./status` (the shape of a model stands there), or null
 // when the server was not to be reached. A mark differs by its shape as much as by its colour, and never in its size.
 import { t } from "./words.js";
-import { number } from "./figures.js";
+import { address, number } from "./figures.js";
 import { drawing, element, icon, put } from "./nodes.js";
 import { drawer } from "./shelf.js";
 import { leg, left } from "./turns.js";
@@ -35,7 +35,11 @@ icon("M22 12h-4l-3 8L9 4l-3 8H2", opener, 14);
 const title = element("span", "title", opener);
 const heading = element("h2", "", panel);
 const list = element("ul", "", panel);
-panel.tabIndex = 0; // in a low window it scrolls, and nothing in it takes the focus
+const browser = element("a", "browser", panel);
+browser.href = address("ondevice");
+browser.target = "_blank";
+browser.rel = "noopener";
+panel.tabIndex = 0; // in a low window it scrolls, by keys too
 
 /** One model's mark on the button and its row in the panel; returns how to show a model there. */
 function entry(name, size) {
@@ -103,6 +107,7 @@ function render() {
   const said = t("page.models_are", { slm: condition(health.slm), llm: condition(health.llm) });
   put(title, t("page.models"));
   put(heading, t("page.models"));
+  put(browser, t("page.models_in_browser"));
   panel.setAttribute("aria-label", t("page.models"));
   opener.setAttribute("aria-label", said);
   opener.title = said;

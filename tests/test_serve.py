@@ -30,7 +30,7 @@ def test_it_answers_from_the_documents_and_ctrl_c_ends_it_and_its_models(tmp_pat
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             answer = client.chat.completions.create(
                 model="smallfirst-slm",
-                messages=[{"role": "user", "content": "How often must the frobnicator be oiled?"}],
+                messages=[{"role": "user", "content": "What must be oiled every 17 days?"}],
             )
         turn = answer.model_dump()["smallfirst"]
         assert answer.choices[0].message.content

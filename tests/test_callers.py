@@ -185,7 +185,11 @@ async def test_what_is_not_there_is_told_in_openais_shape(tmp_path: Path) -> Non
         with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings") as caught:
             await one.embeddings.create(model="x", input="y")
         assert caught.value.code == "unknown_url"
-        assert (await raw.get("/v1/chat/completions")).json()["error"]["code"] == "unknown_url"
+        for method, path, allowed in (("GET", "/v1/chat/completions", "POST"), ("PUT", "/v1/files", "GET, POST")):
+            wrong = await raw.request(method, path)
+            assert wrong.status_code == 405
+            assert wrong.json()["error"]["code"] == "method_not_supported"
+            assert wrong.headers["allow"] == allowed
 
 
 def test_an_api_for_everybody_does_not_start(tmp_path: Path) -> None:

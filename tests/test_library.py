@@ -450,3 +450,18 @@ def test_a_document_whose_reading_failed_by_our_fault_is_tried_again_by_the_next
         assert library.reports[0].error is None
         assert len(library.index) == 1
         assert library.update() == []
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names there are text")
+async def test_a_file_whose_name_is_no_text_costs_only_itself_and_is_told_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "good.md").write_text("Zebras drink at the Mara river.")
+    (folder / os.fsdecode(b"b\xe4d.md")).write_text("Lions sleep.")
+    library = open_library(folder, tmp_path / "cache")
+    library.update()
+    assert library.sources == ["good.md"]
+    assert await sources(library, "zebras") == ["good.md"]
+    assert [record.message for record in caplog.records if "b�d.md was not read" in record.message] != []
+    assert sum("was not read" in record.message for record in caplog.records) == 1
+    library.close()

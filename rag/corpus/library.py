@@ -100,6 +100,7 @@ class Library:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._failed: dict[str, tuple[int, int]] = {}
+        self._unnamed: set[Path] = set()
         self._listeners: list[Callable[[], None]] = []
         self._generation = -1
         self._engine: Engine = SmallEngine(())
@@ -207,10 +208,21 @@ class Library:
                 if name.startswith(".") or suffix not in SUFFIXES or (suffix in PICTURES and not pictures):
                     continue
                 path = Path(folder, name)
+                if not _is_text(str(path.relative_to(self._root))):
+                    self._say_unnamed(path)
+                    continue
                 with suppress(OSError):  # it has just vanished
                     # Of a link, the file behind it counts: it is that which changes.
                     status = path.stat() if path.exists() else path.lstat()
                     yield path.relative_to(self._root).as_posix(), status
+
+    def _say_unnamed(self, path: Path) -> None:
+        """Once: a name that is no text can be neither kept nor cited."""
+        if path not in self._unnamed:
+            self._unnamed.add(path)
+            log.warning(
+                "%s was not read: its name, or its folder's, is not UTF-8. Rename it.", documents.shown(str(path))
+            )
 
     def _rename(self, changed: list[str], gone: dict[str, File], found: dict[str, os.stat_result]) -> list[str]:
         """A file that came with the bytes of one that went keeps that one's passages. Returns those that did."""
@@ -436,6 +448,14 @@ class Attachments:
 
     def _rank(self) -> None:
         self._engine = engine([p for _, passages in self._documents.values() for p in passages])
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _state_of(status: os.stat_result) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -23,6 +24,24 @@ OF_STATUS = {
     503: "server_error",
 }
 """OpenAI's `type` of a status; of every other one it is invalid_request_error."""
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """What the body of every error is."""
+
+    error: ErrorDetail
+
+
+def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: that these errors have this body."""
+    return {status: {"model": ErrorBody} for status in statuses}
 
 
 class ApiError(Exception):

@@ -5,17 +5,18 @@ often. It knows nothing of Chainlit and imports nothing of it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from rag import __version__, terminal
-from rag.serve import api, callers, files, ondevice, readiness
+from rag.serve import api, callers, documents, files, ondevice, readiness
 from rag.serve.api_errors import ApiError
 from rag.serve.hardening import Gate, Rules, Uploads
 from rag.serve.ports import check_port, shown_address
@@ -25,27 +26,36 @@ from rag.settings import Settings
 DESCRIPTION: Final = (
     "Answers from a folder of documents: a small model first, a larger one when it must. The wire format is OpenAI's."
 )
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def routers(service: Service) -> list[APIRouter]:
     """What programs ask for, wherever it is served."""
     kept = files.Files(service.settings)
-    return [
+    answering = [
         api.router(service, kept),
-        files.router(kept, service.library),
+        files.router(kept),
+        documents.router(service.library),
         readiness.router(service),
         ondevice.router(service),
-        unknown(),
     ]
+    return [*answering, unknown(answering)]
 
 
-def unknown() -> APIRouter:
+def unknown(known: Sequence[APIRouter]) -> APIRouter:
     """Whatever else is asked for below /v1: OpenAI's words, and no page."""
     routes = APIRouter(include_in_schema=False)
 
-    @routes.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    @routes.api_route("/v1/{path:path}", methods=list(METHODS))
     async def nothing(request: Request) -> Response:
-        why = f"Unknown request URL: {request.method} {request.url.path}. Check the path and the method."
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        there = [route for router in known for route in router.routes if isinstance(route, APIRoute)]
+        allowed = {method for route in there if route.path_regex.match(path) for method in route.methods}
+        if allowed:
+            why = f"Not allowed to {request.method} on {path}; it takes {', '.join(sorted(allowed))}."
+            headers = {"Allow": ", ".join(sorted(allowed))}
+            return ApiError(405, why, code="method_not_supported", headers=headers).response()
+        why = f"Unknown request URL: {request.method} {path}. Check the path and the method."
         return ApiError(404, why, code="unknown_url").response()
 
     return routes

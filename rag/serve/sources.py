@@ -6,28 +6,25 @@ is `pages`', in which process `reader`'s; how uploads are kept, and whose they a
 """
 
 import asyncio
-import hashlib
-import os
 import re
-import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import quote as quoted
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from rag.corpus.documents import Ingest, Passage, shown
 from rag.corpus.library import LARGEST_BYTES, Library
-from rag.corpus.pages import Page, is_pdf
+from rag.corpus.pages import Page
 from rag.corpus.reader import Reader
 from rag.errors import DocumentError
-from rag.serve.hardening import FILE_POLICY, MEDIA_TYPES, is_uuid
+from rag.serve.documents import served, shared, version
+from rag.serve.hardening import is_uuid
 from rag.settings import Settings
 from rag.words import language_of, say, told
 
@@ -36,8 +33,6 @@ DRAWING_S: Final = 20
 PAGES_KEPT: Final = 16
 KEPT_BYTES: Final = 50_000_000
 AROUND_CHARS: Final = 600
-# The browser's own viewer is a page around the document, with styles and a plug-in; nothing else may be in it.
-PDF_POLICY: Final = "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
 @dataclass(frozen=True)
@@ -181,18 +176,7 @@ def router(library: Library, pages: Pages, open_upload: OpenUpload) -> APIRouter
     @routes.get("/source/document")
     async def file(document: Found) -> Response:
         """A PDF for the browser's viewer (`#page=3` is the browser's to read); any other kind to be saved."""
-        name = PurePosixPath(document.report.source).name
-        kind = MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), "application/octet-stream")
-        headers = {
-            "Content-Disposition": f"{'inline' if document.pdf else 'attachment'}; filename*=UTF-8''{quoted(name)}",
-            "Content-Security-Policy": PDF_POLICY if document.pdf else FILE_POLICY,
-            "Cache-Control": "private, no-store",
-        }
-        if document.pdf:
-            kind = "application/pdf"
-        if isinstance(document.file, bytes):
-            return Response(document.file, media_type=kind, headers=headers)
-        return FileResponse(document.file, media_type=kind, headers=headers)
+        return served(document.file, document.report.source, pdf=document.pdf)
 
     return routes
 
@@ -280,36 +264,15 @@ def _page(text: str, language: str) -> int | None:
 
 def _shared(library: Library, name: str) -> Document | None:
     """A document of the folder that was read and is still there; blocks."""
-    report = next((report for report in library.reports if report.source == name and report.error is None), None)
-    if report is None:
+    placed = shared(library, name)
+    if placed is None:
         return None
-    try:
-        root = library.folder.resolve()
-        # The name is the library's. What stands there now may be a link that was put in its place.
-        path = (root / report.source).resolve(strict=True)
-    except (OSError, RuntimeError):  # gone, or links in a circle
-        return None
-    known = _known(path, report) if path.is_relative_to(root) else None
+    report, path = placed
     source = report.source
+    known = version(path, source)
     return known and Document(path, report, lambda: library.opening(source), "", *known)
 
 
 def _uploaded(thread: str, upload: Upload) -> Document | None:
-    known = _known(upload.file, upload.report)
+    known = version(upload.file, upload.report.source)
     return known and Document(upload.file, upload.report, lambda: upload.passages, thread, *known)
-
-
-def _known(file: Path | bytes, report: Ingest) -> tuple[Hashable, bool] | None:
-    """A file's version, and whether it is a PDF; None where no file is that can be read."""
-    suffix = PurePosixPath(report.source).suffix.lower()
-    if isinstance(file, bytes):
-        return hashlib.sha256(file).digest(), is_pdf(file[:1024], suffix)
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
-            return None
-        with file.open("rb") as opened:
-            status = os.fstat(opened.fileno())
-            return (status.st_ino, status.st_size, status.st_mtime_ns), is_pdf(opened.read(1024), suffix)
-    except OSError:
-        return None

@@ -1,243 +1,415 @@
-"""The OpenAI wire format: `POST /v1/chat/completions`, `GET /v1/models`.
+"""The OpenAI-compatible door: `POST /v1/chat/completions`, `GET /v1/models`.
 
-Knows the shapes that OpenAI's clients read and write; the turn is `cascade.answer`, as at every other door. Its models are
-the three modes. A draft that is rejected never reaches a client, so `smallfirst-auto` holds a draft back until it is
-judged; the other two stream as they write.
+Knows how one request becomes a turn, and what is sent to its client while the turn goes on; the shapes are
+`completions`', the turn is `cascade.answer`, as at every other door. A rejected draft reaches no client that did not ask
+for it: `smallfirst-auto` holds the small model's back until it is judged, and whatever else is written is sent at once.
+A client that hangs up ends the work, whatever it is just then.
 """
 
-import json
+import asyncio
+import base64
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Final
+from urllib.parse import quote
 
-import anyio
-from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from rag.errors import ModelBroke, ModelError, RagError, UserError
+from rag.corpus.documents import shown
+from rag.errors import DocumentError, RagError
+from rag.serve import completions
+from rag.serve.api_errors import ApiError, ApiRoute, declared
+from rag.serve.completions import MODELS, ChatRequest, Chunks, FileData, Wording
 from rag.serve.files import Files
 from rag.serve.service import Service
-from rag.settings import MODES, Mode
+from rag.serve.visitors import VISITOR
 from rag.turn import cascade
-from rag.turn.cascade import Turn
+from rag.turn.cascade import Phase, Turn
+from rag.turn.citations import Citation
 from rag.turn.session import Exchange, Session
+from rag.words import say
 
-MODELS: dict[str, Mode] = {f"smallfirst-{mode}": mode for mode in MODES}
+log = logging.getLogger("smallfirst")
 
-
-class Part(BaseModel):
-    type: str
-    text: str = ""
-
-
-class ChatMessage(BaseModel):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content if part.type == "text")
-        return self.content or ""
+BEAT_S = 10.0
+"""A stream in which nothing came for so long says what is being done, so that nobody takes it for dead."""
+STOP_S = 0.1
+"""How often a reading is told to stop until it has."""
+# With this our own answer to a question without one begins.
+SILENT: Final = say("turn.not_found_no_word").partition(":")[0]
 
 
-class StreamOptions(BaseModel):
-    include_usage: bool = False
+class Numbered(ApiRoute):
+    """A route whose every answer has a number by which it can be told from others."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def numbered(request: Request) -> Response:
+            response = await answer(request)
+            response.headers["x-request-id"] = f"req_{uuid.uuid4().hex}"
+            return response
+
+        return numbered
 
 
-class ChatRequest(BaseModel):
-    """What is understood of a request; sampling options do not apply to an answer from documents and are ignored."""
+class Places:
+    """How many turns may be under way at the same time."""
 
-    model: str
-    messages: list[ChatMessage]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    def __enter__(self) -> None:
+        if self.taken >= self.most:
+            why = f"{self.most} questions are being answered already (RAG_API_TURNS). Ask again in a moment."
+            raise ApiError(503, why, code="overloaded", headers={"Retry-After": "1"})
+        self.taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.taken -= 1
 
 
 def router(service: Service, files: Files) -> APIRouter:
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", route_class=Numbered)
+    places = Places(service.settings.api_turns)
 
-    @routes.get("/models")
+    @routes.get("/models", response_model=completions.Models, responses=declared(401, 429))
     async def models() -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "smallfirst"} for name in MODELS],
-        }
+        """The three ways to be answered: small first, the small model, the larger one."""
+        return completions.MODEL_LIST
 
-    @routes.post("/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        try:
-            wanted = ChatRequest.model_validate(await _json(request))
-            turn = _begin(wanted, service)
-        except (ValidationError, RequestValidationError) as error:
-            first = error.errors()[0]
-            return _error(UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}."))
-        except UserError as error:
-            return _error(error)
-        if wanted.stream:
-            return await _stream(wanted, turn)
-        return await _whole(request, wanted, turn)
+    @routes.get("/models/{id}", response_model=completions.Model, responses=declared(401, 404, 429))
+    async def model(id: str) -> dict[str, Any]:
+        if id not in MODELS:
+            raise completions.no_model(id)
+        return next(one for one in completions.MODEL_LIST["data"] if one["id"] == id)
+
+    @routes.post(
+        "/chat/completions",
+        dependencies=[Depends(_is_json)],
+        responses={
+            200: {
+                "model": completions.ChatCompletion,
+                "description": "The answer; with `stream`, as server-sent events that end with `data: [DONE]`.",
+                "content": {"text/event-stream": {"itemSchema": completions.EVENT_SCHEMA}},
+            },
+            **declared(400, 401, 403, 404, 413, 429, 500, 503),
+        },
+    )
+    async def chat_completions(request: Request, wanted: Annotated[ChatRequest, Body()]) -> Response:
+        """Answer the last question of a conversation from the documents."""
+        completions.refuse(wanted)
+        return Reply(Asked(wanted, service, files, str(request.base_url).rstrip("/")), places)
 
     return routes
 
 
-async def _json(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except ValueError:
-        raise UserError("The body is not JSON. Send a chat completion request.") from None
+def _is_json(request: Request) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ApiError(
+            400, "The body is not JSON, or does not say so: add the header `Content-Type: application/json`."
+        )
 
 
-def _begin(wanted: ChatRequest, service: Service) -> AsyncGenerator[cascade.Event, None]:
-    mode = MODELS.get(wanted.model)
-    if mode is None:
-        raise UserError(f"There is no model {wanted.model!r}. Use one of: {', '.join(MODELS)}.")
-    if not wanted.messages or wanted.messages[-1].role != "user":
-        raise UserError("The last message must be the user's question.")
-    session = Session(service.library, mode)
-    asked: str | None = None
-    for message in wanted.messages[:-1]:
-        if message.role == "user":
-            asked = message.text
-        elif message.role == "assistant" and asked is not None:
-            session.remember(Exchange("", asked, asked, message.text))
-            asked = None
-    return cascade.answer(
-        wanted.messages[-1].text,
-        session=session,
-        legs=service.legs,
-        settings=service.settings,
-        observers=service.observers,
-    )
+class Asked:
+    """A request on its way through one turn. Its session lasts as long as the turn."""
 
+    def __init__(self, wanted: ChatRequest, service: Service, files: Files, base: str) -> None:
+        """`base` is the address of this server, as the client knows it. Raises ApiError."""
+        self.wanted = wanted
+        self.mode = MODELS[wanted.model]
+        self._service = service
+        self._files = files
+        self._base = base
+        self._owner = VISITOR.get().owner
+        *earlier, last = wanted.talk
+        self._question = last.text
+        self.session = Session(service.library, self.mode)
+        asked: str | None = None
+        for message in earlier:
+            if message.role == "user":
+                asked = message.text
+            elif asked is not None:
+                text = message.text
+                self.session.remember(Exchange("", asked, asked, text, refused=text.startswith(SILENT)))
+                asked = None
+        self._conversation = wanted.conversation_name
+        self._ids: list[str] = []
+        self._inline: dict[str, tuple[str, str]] = {}
+        """By name, the place in the request and the base64; of two with one name the later counts."""
+        for place, file in completions.file_parts(wanted):
+            self._take(place, file)
+        most = service.settings.session_uploads
+        if len(self._inline) > most:
+            raise ApiError(400, f"messages: At most {most} files go with one request.", param="messages")
+        instructed = any(message.role in ("system", "developer") for message in wanted.messages)
+        self.notes = [completions.NOT_USED] if instructed else []
 
-async def _texts(turn: AsyncGenerator[cascade.Event, None], mode: Mode) -> AsyncIterator[str | Turn]:
-    """Text that stands, as soon as it does, then the Turn. Raises RagError."""
-    sent = ""
-    retracted = False
-    async with aclosing(turn) as events:
-        async for event in events:
-            match event:
-                case cascade.Token(leg=leg, text=text) if mode == leg:
-                    sent += text
-                    yield text
-                case cascade.Retracted() if sent:
-                    retracted = True
-                case cascade.Escalating() if sent:
-                    raise ModelBroke("The model stopped in the middle of its answer. Ask again.")
-                case cascade.Failed(error=error):
-                    raise error
-                case cascade.Answered(turn=answered) if retracted:
-                    # It cannot be unsaid; the answer follows whole.
-                    yield f"\n\n{answered.answer}"
-                    yield answered
-                case cascade.Answered(turn=answered):
-                    # What was streamed stands, but for source marks that were added or removed at the end.
-                    rest = (
-                        answered.answer.removeprefix(sent.strip()) if answered.answer.startswith(sent.strip()) else ""
-                    )
-                    if rest:
-                        yield rest
-                    yield answered
-
-
-async def _stream(wanted: ChatRequest, turn: AsyncGenerator[cascade.Event, None]) -> Response:
-    pieces = _texts(turn, MODELS[wanted.model])
-    # The first piece decides whether there is an answer at all; until it is known an error can still be a status.
-    try:
-        first = await anext(pieces)
-    except RagError as error:
-        return _error(error)
-    head = _head(wanted, "chat.completion.chunk")
-
-    async def body() -> AsyncIterator[str]:
-        def chunk(delta: dict[str, str], finish: str | None = None, **more: Any) -> str:
-            choice = {"index": 0, "delta": delta, "finish_reason": finish}
-            return _event({**head, "choices": [choice], **more})
-
-        role = {"role": "assistant"}
-        try:
-            piece: str | Turn | None = first
-            while piece is not None:
-                if isinstance(piece, Turn):
-                    yield chunk({}, "stop", smallfirst=piece.to_dict())
-                    if wanted.stream_options and wanted.stream_options.include_usage:
-                        yield _event({**head, "choices": [], "usage": _usage(piece)})
-                else:
-                    yield chunk({**role, "content": piece})
-                    role = {}
-                piece = await anext(pieces, None)
-        except RagError as error:
-            yield _event(_error_body(error))
+    def _take(self, place: str, file: FileData) -> None:
+        if (file.file_id is None) == (file.file_data is None):
+            raise ApiError(400, f"{place}: Give either file_id or file_data.", param=place)
+        if file.file_id is not None:
+            self._ids.append(file.file_id)
             return
-        yield "data: [DONE]\n\n"
-
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-async def _whole(request: Request, wanted: ChatRequest, turn: AsyncGenerator[cascade.Event, None]) -> Response:
-    answered: Turn | None = None
-    failed: RagError | None = None
-
-    async def work() -> None:
-        nonlocal answered, failed
+        name = (file.filename or "").replace("\\", "/").rpartition("/")[2].strip()
+        assert file.file_data is not None
+        data = file.file_data
+        if data.startswith("data:"):
+            head, comma, data = data.partition(",")
+            if not comma or not head.endswith(";base64"):
+                raise ApiError(400, f"{place}.file_data: This data URL is not in base64.", param=f"{place}.file_data")
         try:
-            async for piece in _texts(turn, MODELS[wanted.model]):
-                if isinstance(piece, Turn):
-                    answered = piece
-        except RagError as error:
-            failed = error
+            self._files.check_name(name)
+            self._files.check_size(name, len(data) * 3 // 4 - data[-2:].count("="))
+        except ApiError as error:
+            raise ApiError(error.status, str(error), param=place) from None
+        self._inline.pop(name, None)  # the newest comes last
+        self._inline[name] = (place, data)
 
-    async with anyio.create_task_group() as tasks:
+    async def events(self) -> AsyncGenerator[cascade.Event, None]:
+        """The turn's, after those of reading what comes with the request. Closing it ends the work. Raises ApiError."""
+        session, service = self.session, self._service
+        try:
+            if self._ids or self._conversation is not None:
+                await self._files.attach(self._owner, session, ids=self._ids, conversation=self._conversation)
+            for name, (place, data) in self._inline.items():
+                yield Phase("read", say("chat.reading", name=shown(name)))
+                await self._read(name, place, data)
+            turn = cascade.answer(
+                self._question, session=session, legs=service.legs, settings=service.settings,
+                max_tokens=self.wanted.most_tokens, observers=service.observers,
+            )  # fmt: skip
+            async with aclosing(turn) as events:
+                async for event in events:
+                    yield event
+        finally:
+            session.attachments.close()
 
-        async def until_gone() -> None:
-            # The body was read whole; the next thing that comes from the client is its hanging up.
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
+    async def _read(self, name: str, place: str, data: str) -> None:
+        """A thread cannot be cancelled: it is told to stop until it has."""
+        attachments = self.session.attachments
 
-        tasks.start_soon(until_gone)
-        await work()
-        tasks.cancel_scope.cancel()
-    if failed is not None:
-        return _error(failed)
-    if answered is None:
-        return Response(status_code=499)  # nobody is left to read it
-    message = {"role": "assistant", "content": answered.answer}
-    return JSONResponse(
-        {
-            **_head(wanted, "chat.completion"),
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": _usage(answered),
-            "smallfirst": answered.to_dict(),
+        def add() -> None:
+            try:
+                read = base64.b64decode(data, validate=True)
+            except ValueError:
+                why = f"{place}.file_data: This is not base64."
+                raise ApiError(400, why, param=f"{place}.file_data") from None
+            attachments.add(read, name)
+
+        reading = asyncio.create_task(asyncio.to_thread(add))
+        try:
+            await asyncio.shield(reading)
+        except DocumentError as error:
+            raise ApiError(400, str(error), param=place) from None
+        except asyncio.CancelledError:
+            while not reading.done():
+                attachments.stop()
+                await asyncio.wait([reading], timeout=STOP_S)
+            reading.exception()
+            raise
+
+    def url_of(self, citation: Citation) -> str:
+        """Where the cited document is read."""
+        attachments, passage = self.session.attachments, citation.passage
+        source = passage.source
+        if source not in attachments.sources or passage not in attachments.opening(source):
+            page = f"#page={passage.page}" if passage.page is not None else ""
+            return f"{self._base}/v1/documents/{_quoted(source)}{page}"
+        id = None
+        if source not in self._inline:
+            with suppress(ApiError):  # it was deleted meanwhile
+                id = self._files.id_of(self._owner, source, ids=self._ids, conversation=self._conversation)
+        return f"attachment:{_quoted(source)}" if id is None else f"{self._base}/v1/files/{id}/content"
+
+    def told(self, turn: Turn) -> dict[str, Any]:
+        return completions.told(turn, drafts=self.wanted.drafts, notes=self.notes)
+
+
+def _quoted(source: str) -> str:
+    return quote(source, errors="surrogateescape")
+
+
+class Reply(Response):
+    """What a client gets of one turn. It is sent here, because a client may hang up before there is anything to send."""
+
+    def __init__(self, asked: Asked, places: Places) -> None:
+        super().__init__()
+        self._asked = asked
+        self._places = places
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._work(scope, receive, send))
+        gone = asyncio.create_task(_hung_up(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.wait((work, gone))
+        if not work.cancelled():
+            work.result()
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        number = {"x-request-id": self.headers["x-request-id"]} if "x-request-id" in self.headers else {}
+
+        async def whole(response: Response) -> None:
+            response.headers.update(number)
+            await response(scope, receive, send)
+
+        stream = _Stream(send, self._asked, number)
+        try:
+            with self._places:
+                if self._asked.wanted.stream:
+                    await stream.run()
+                else:
+                    await whole(await self._whole())
+        except Exception as caught:
+            error = _told_of(caught)
+            if stream.begun:
+                await stream.fail(error)
+            else:
+                await whole(error.response())
+
+    async def _whole(self) -> Response:
+        asked, answer = self._asked, None
+        async with aclosing(asked.events()) as events:
+            async for event in events:
+                if isinstance(event, cascade.Failed):
+                    raise event.error
+                if isinstance(event, cascade.Answered):
+                    turn = event.turn
+                    cited = completions.annotations(turn.answer, turn, asked.url_of)
+                    answer = completions.whole(asked.wanted, turn, cited, asked.told(turn))
+        assert answer is not None, "a turn ends with an answer or fails"
+        return Response(completions.as_json(answer), media_type="application/json")
+
+
+async def _hung_up(receive: Receive) -> None:
+    # The body was read whole; the next thing that comes from the client is its hanging up.
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _told_of(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RagError):
+        return ApiError.of(error)
+    log.exception("A request to the API failed.", exc_info=error)
+    return ApiError(500, "Something went wrong in the server. Its log says what.")
+
+
+class _Stream:
+    """Server-sent events of one turn. They begin with the first text, or when that is long in coming: until then an
+    error can still be a status."""
+
+    def __init__(self, send: Send, asked: Asked, headers: dict[str, str]) -> None:
+        self.begun = False
+        self._send = send
+        self._asked = asked
+        self._headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",  # nginx would keep it back
+            **headers,
         }
-    )
+        self._chunks = Chunks(asked.wanted)
+        self._wording = Wording()
+        self._stands: str | None = None if asked.mode == "auto" else asked.mode
+        """The leg whose text is the answer as soon as it is written; None while that is not known."""
+        self._opened = False
+        """Has the first chunk been sent?"""
+        self._phase: str = "Reading the request"
+        self._sent_s = time.monotonic()
+        self._one_at_a_time = asyncio.Lock()
 
+    async def run(self) -> None:
+        beating = asyncio.create_task(self._beat())
+        try:
+            async with aclosing(self._asked.events()) as events:
+                async for event in events:
+                    await self._tell(event)
+        finally:
+            async with self._one_at_a_time:  # not in the middle of what it sends
+                beating.cancel()
+        await self._write(b"data: [DONE]\n\n", more=False)
 
-def _head(wanted: ChatRequest, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": wanted.model}
+    async def fail(self, error: ApiError) -> None:
+        """The last thing that a stream says that has begun."""
+        await self._write(completions.event(error.body()), more=False)
 
+    async def _tell(self, event: cascade.Event) -> None:
+        drafts = self._asked.wanted.drafts
+        match event:
+            case Phase(detail=detail):
+                self._phase = detail
+            case cascade.Token(leg=leg, text=text) if leg == self._stands:
+                await self._say(self._wording.add(text))
+            case cascade.Token(leg=leg, text=text) if drafts:
+                await self._aside({"draft": {"leg": leg, "text": text}})
+            case cascade.Retracted(leg=leg) if leg == self._stands:
+                if self._wording.sent:
+                    self._stands = None  # the answer follows whole
+            case cascade.Retracted(leg=leg) if drafts:
+                await self._aside({"retracted": {"leg": leg}})
+            case cascade.Escalating(reason=reason, leg=leg):
+                # Who takes over is not judged; but after half an answer no other one can begin.
+                self._stands = None if self._wording.sent else leg
+                if drafts:
+                    await self._aside({"escalating": {"leg": leg, "reason": reason}})
+            case cascade.Failed(error=error):
+                raise error
+            case cascade.Answered(turn=turn):
+                await self._end(turn)
 
-def _usage(turn: Turn) -> dict[str, int]:
-    """Tokens of both legs together, a rejected draft's too: they were computed."""
-    read = sum(draft.usage.input_tokens for draft in turn.drafts if draft.usage)
-    written = sum(draft.usage.output_tokens for draft in turn.drafts if draft.usage)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    async def _say(self, text: str) -> None:
+        if text:
+            await self._write(self._opening() + self._chunks.delta({"content": text}))
 
+    async def _aside(self, told: dict[str, Any]) -> None:
+        await self._write(self._opening() + self._chunks.delta({}, smallfirst=told))
 
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    async def _end(self, turn: Turn) -> None:
+        await self._say(self._wording.rest(turn))
+        asked, wording = self._asked, self._wording
+        cited = completions.annotations(wording.sent, turn, asked.url_of, wording.answer_from)
+        last = self._opening()
+        if cited:
+            last += self._chunks.delta({"annotations": cited})
+        last += self._chunks.delta({}, completions.finish_reason(turn), smallfirst=asked.told(turn))
+        if asked.wanted.tells_usage:
+            last += self._chunks.usage(turn)
+        await self._write(last)
 
+    def _opening(self) -> bytes:
+        """The chunk before all others, once."""
+        if self._opened:
+            return b""
+        self._opened = True
+        return self._chunks.delta({"role": "assistant", "content": "", "refusal": None})
 
-def _error_body(error: RagError) -> dict[str, Any]:
-    kind = "invalid_request_error" if isinstance(error, UserError) else "server_error"
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": None}}
+    async def _beat(self) -> None:
+        while True:
+            wait_s = self._sent_s + BEAT_S - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            else:
+                await self._write(f": {' '.join(self._phase.split())}\n\n".encode("utf-8", "replace"))
 
-
-def _error(error: RagError) -> Response:
-    status = 400 if isinstance(error, UserError) else 503 if isinstance(error, ModelError) else 500
-    return JSONResponse(_error_body(error), status_code=status)
+    async def _write(self, data: bytes, *, more: bool = True) -> None:
+        async with self._one_at_a_time:
+            if not self.begun:
+                self.begun = True
+                start = Response(headers=self._headers)
+                raw = [(name, value) for name, value in start.raw_headers if name != b"content-length"]
+                await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            self._sent_s = time.monotonic()

@@ -1,0 +1,172 @@
+// One question put to one model, from its passages to its verdict: in this browser, or on the server.
+//
+// Each way gets a column to write into and returns what it answered, "" for nothing. It knows the order of the work; what
+// is found and how an answer is judged is the server's, and where that is not there, it is said and the browser goes on.
+
+import { Fault, Stopped } from "./faults.js";
+import { Gone, Refusal, ask, askJson, events } from "./server.js";
+import { t } from "./texts.js";
+import * as wording from "./wording.js";
+
+const HISTORY = 3;
+
+/** What both POSTs of ours are sent. */
+function asked(question, { reference, retrieve, history, model, window, max_tokens }) {
+  return { question, reference, retrieve, history: history.slice(-HISTORY), model, window, max_tokens };
+}
+
+/** The prompt, and what was found for it; from the reference text alone where the server does not help. */
+async function prompted(question, options, column, signal) {
+  const { reference, opening, model, window } = options;
+  if (!reference.trim() && !options.retrieve) throw new Fault("fail.nothing");
+  let why;
+  try {
+    return await askJson("ondevice/prompt", { body: asked(question, options), signal });
+  } catch (error) {
+    if (signal.aborted) throw new Stopped();
+    if (!(error instanceof Gone || error instanceof Refusal)) throw error;
+    // What is wrong with the question itself, the server says best.
+    if (error instanceof Refusal && ![401, 403, 404, 429].includes(error.status) && error.status < 500) throw error;
+    why = error;
+  }
+  if (!reference.trim() || !opening) throw why instanceof Gone ? new Fault("fail.gone_nothing") : why;
+  const note = why instanceof Gone ? "note.gone" : why.status === 401 ? "note.key" : "note.refused";
+  column.note(t(note, { detail: why.message.replace(/\.$/, "") }));
+  const evidence = wording.nearest(question, reference, opening.passage_chars);
+  if (evidence.length < reference.trim().length) column.note(t("note.reference_cut"));
+  return { messages: wording.messages(opening, model, window, question, evidence), alone: true, notes: [], hits: [], read: [] };
+}
+
+/** The model in this browser. `options.engine` is an Engine that runs; `found` hears what passages there are. */
+export async function inBrowser(question, options, column, { signal, found }) {
+  column.phase("state.searching");
+  const prompt = await prompted(question, options, column, signal);
+  found(prompt);
+  if (prompt.silent) {
+    column.stand(prompt.answer);
+    column.end();
+    column.phase("note.silent");
+    column.judge(null, t("verdict.none", { why: t("verdict.silent") }));
+    return prompt.answer;
+  }
+  prompt.notes.forEach((note) => column.note(note));
+  column.phase("state.reading");
+  const on = {
+    reading: (share) => share < 1 && column.phase("state.reading_share", { percent: Math.round(100 * share) }),
+    text: (piece) => {
+      if (column.first === null) column.phase("state.writing");
+      column.write(piece);
+    },
+  };
+  const written = await options.engine.ask(prompt.messages, { max_tokens: options.max_tokens, signal, on });
+  column.end();
+  const tokens = written.tokens.length;
+  column.tell({ tokens, rate: written.rate, read: written.read_tokens, kept: written.kept_tokens });
+  if (written.finish_reason === "length") column.note(t("state.cut"));
+  if (!written.text.trim()) {
+    column.phase("state.empty");
+    return "";
+  }
+  column.phase("state.judging");
+  const judging = {
+    ...asked(question, prompt.alone ? { ...options, retrieve: false } : options),
+    answer: written.text,
+    finish_reason: written.finish_reason === "length" ? "length" : "stop",
+    tokens: written.tokens.map(bare),
+  };
+  const answer = await judged(judging, column, signal);
+  column.phase("state.none");
+  return answer ?? written.text;
+}
+
+/** Of a token, what judging needs. */
+function bare({ token, logprob, top_logprobs = [] }) {
+  return { token, logprob, top_logprobs: top_logprobs.map((rival) => ({ token: rival.token, logprob: rival.logprob })) };
+}
+
+/** The server's verdict on an answer, shown; the answer with its sources, or null where nobody judged it. */
+async function judged(body, column, signal) {
+  let found;
+  try {
+    found = await askJson("ondevice/verdict", { body, signal });
+  } catch (error) {
+    if (!(error instanceof Gone || error instanceof Refusal) && !signal.aborted) throw error;
+    const why = signal.aborted ? t("verdict.stopped") : error instanceof Gone ? t("verdict.gone") : null;
+    column.judge(null, why ?? t("verdict.none", { why: error.message }));
+    return null;
+  }
+  if (body.engine !== "llm") column.stand(found.answer, found.citations.map((one) => placed(one, body)));
+  found.notes.forEach((note) => column.note(note));
+  const grounds = t(found.with_logprobs ? "verdict.grounds_tokens" : "verdict.grounds_words");
+  column.judge(found.verdict, found.verdict ? grounds : t("verdict.refused"));
+  return found.answer;
+}
+
+/** The text that was pasted has no address. */
+function placed(citation, { reference, opening }) {
+  const pasted = reference.trim() && citation.source === (opening?.reference_name ?? "reference.txt");
+  return pasted ? { ...citation, address: null } : citation;
+}
+
+/** A model of the server, "slm" or "llm", by its OpenAI-compatible API. */
+export async function onServer(engine, question, options, column, { signal }) {
+  column.phase("state.asking");
+  const messages = options.history.slice(-HISTORY).flatMap((said) => [
+    { role: "user", content: said.question },
+    { role: "assistant", content: said.answer },
+  ]);
+  const content = [{ type: "text", text: question }];
+  if (options.reference.trim()) content.push(attached(options.reference));
+  messages.push({ role: "user", content: content.length > 1 ? content : question });
+  const body = { model: `smallfirst-${engine}`, messages, stream: true, max_tokens: options.max_tokens };
+  let turn = null;
+  try {
+    const answer = await ask("v1/chat/completions", { body, signal, patient: true });
+    for await (const event of events(answer, signal)) {
+      if (event.error) throw new Refusal(500, event.error.message);
+      if (event.smallfirst?.trace) turn = event.smallfirst;
+      const piece = event.choices?.[0]?.delta?.content;
+      if (!piece) continue;
+      if (column.first === null) column.phase("state.writing");
+      column.write(piece);
+    }
+  } catch (error) {
+    if (signal.aborted) throw new Stopped();
+    if (error instanceof Gone) throw new Fault(column.answer ? "fail.gone_middle" : "fail.gone");
+    throw error;
+  }
+  column.end();
+  if (!turn) {
+    column.tell({});
+    column.phase("state.none");
+    return column.answer;
+  }
+  const load = turn.trace.spans.filter((span) => span.name === "load").reduce((sum, span) => sum + span.duration_ms, 0);
+  if (load) column.loaded(load, true);
+  const draft = turn.drafts.findLast((one) => one.leg === engine) ?? turn.drafts.at(-1);
+  const tokens = draft?.usage?.output_tokens;
+  const writing = turn.trace.spans.findLast((span) => span.name === "completion")?.duration_ms;
+  const rate = tokens > 1 && writing ? (1000 * (tokens - 1)) / writing : null;
+  column.tell({ tokens, rate, read: draft?.usage?.input_tokens });
+  column.model.textContent = turn.model ?? "";
+  column.stand(turn.answer, turn.citations.map((one) => placed(one, options)));
+  turn.notes.forEach((note) => column.note(note));
+  column.phase("state.none");
+  if (turn.refused) column.judge(null, t("verdict.refused"));
+  else if (turn.verdict) column.judge(turn.verdict, t("verdict.grounds_turn"));
+  else {
+    column.phase("state.judging");
+    await judged({ ...asked(question, { ...options, retrieve: true }), engine: "llm", answer: turn.answer }, column, signal);
+    column.phase("state.none");
+  }
+  return turn.answer;
+}
+
+/** The reference text as a file of the message. */
+function attached(text) {
+  const bytes = new TextEncoder().encode(text);
+  let binary = "";
+  for (let at = 0; at < bytes.length; at += 8192) binary += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  const file_data = `data:text/plain;base64,${btoa(binary)}`;
+  return { type: "file", file: { filename: "reference.txt", file_data } };
+}

@@ -1,0 +1,63 @@
+// The picture of one question's times: a bar for each model, of its loading, the wait for its first token, its writing.
+//
+// It knows spans in milliseconds and draws them to one scale; while something is under way the picture grows.
+
+import { drawing, element } from "./nodes.js";
+import { t, time } from "./texts.js";
+
+const ROW = 30;
+const BAR = 14;
+const LABEL = 68; // for the names before the bars
+const END = 74; // for the figure behind the longest bar
+const NARROWEST = 240;
+const LEAST_MS = 1000;
+const PARTS = ["load", "wait", "write"];
+
+/** A chart inside `parent`; `show([{engine, spans: {load, wait, write}, live}])` draws it anew. */
+export function chart(parent) {
+  const figure = element("figure", "chart", parent);
+  const svg = drawing("svg", { role: "img", class: "bars" }, figure);
+  const key = element("figcaption", "legend", figure);
+  for (const part of PARTS) {
+    const entry = element("span", "", key);
+    element("span", `patch ${part}`, entry);
+    entry.append(t(`chart.${part}`));
+  }
+
+  function show(rows) {
+    figure.hidden = rows.length === 0;
+    const total = ({ spans }) => PARTS.reduce((sum, part) => sum + (spans[part] ?? 0), 0);
+    const most = Math.max(LEAST_MS, ...rows.map(total));
+    const width = Math.max(NARROWEST, figure.clientWidth); // one unit is one pixel, on a phone too
+    const scale = (width - LABEL - END) / most;
+    const height = rows.length * ROW + 4;
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.replaceChildren();
+    rows.forEach((row, index) => {
+      const y = index * ROW + (ROW - BAR) / 2;
+      const name = drawing("text", { x: 0, y: y + BAR - 3, class: "name" }, svg);
+      name.textContent = row.engine;
+      drawing("rect", { x: LABEL, y, width: width - LABEL - END, height: BAR, rx: 4, class: "track" }, svg);
+      let x = LABEL;
+      for (const part of PARTS) {
+        const length = (row.spans[part] ?? 0) * scale;
+        if (length <= 0) continue;
+        drawing("rect", { x, y, width: Math.max(1.5, length), height: BAR, rx: 2, class: part }, svg);
+        x += length;
+      }
+      if (!total(row)) return;
+      const told = drawing("text", { x: x + 6, y: y + BAR - 3, class: "time" }, svg);
+      told.textContent = time(total(row));
+    });
+    if (rows.some((row) => row.live)) return; // said once, when it stands still
+    const parts = rows.map((row) => {
+      const told = PARTS.filter((part) => row.spans[part]).map((part) => `${t(`chart.${part}`)} ${time(row.spans[part])}`);
+      return t("chart.engine", { engine: row.engine, parts: told.join(", ") || "–" });
+    });
+    svg.setAttribute("aria-label", t("chart.told", { parts: parts.join("; ") }));
+  }
+
+  svg.setAttribute("aria-label", t("chart.told", { parts: "" }));
+  show([]);
+  return { show };
+}

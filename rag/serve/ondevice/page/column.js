@@ -1,0 +1,154 @@
+// One model's answer to one question: its text as it comes, what it is doing, its figures, its verdict.
+//
+// It knows how these look; whoever answers tells it. Spans are {load, wait, write} in ms, for the chart.
+
+import { button, element, put } from "./nodes.js";
+import { address } from "./server.js";
+import { number, t, time } from "./texts.js";
+
+const MARK = /\[(\d+)\]/g;
+
+export class Column {
+  constructor(engine, parent) {
+    this.engine = engine;
+    this.name = t(`engine.${engine}`);
+    this.place = element("article", `column ${engine}`, parent);
+    this.place.dataset.engine = engine;
+    const head = element("header", "", this.place);
+    element("h4", "", head, this.name);
+    this.model = element("span", "model", head);
+    this.state = element("p", "state", this.place);
+    this.text = element("div", "text", this.place);
+    this.sources = element("ol", "sources", this.place);
+    this.notes = element("div", "notes", this.place);
+    this.verdict = element("div", "verdict", this.place);
+    this.figures = element("p", "figures", this.place);
+    this.spans = { load: 0, wait: 0, write: 0 };
+    this.within = 0;
+    this.answer = "";
+    this.first = null;
+    this.began = null;
+    this.ended = null;
+    this.phase("state.waits");
+  }
+
+  phase(key, values) {
+    put(this.state, t(key, values));
+    this.state.classList.toggle("working", this.began !== null && this.ended === null);
+  }
+
+  /** From now on its time counts. */
+  begin() {
+    this.began = performance.now();
+  }
+
+  /** A model was loaded for this question, before its time began to count, or `within` it. */
+  loaded(ms, within = false) {
+    this.spans.load = ms;
+    this.within = within ? ms : 0;
+  }
+
+  /** One more piece of text. */
+  write(piece) {
+    this.first ??= performance.now();
+    this.answer += piece;
+    this.text.append(piece);
+  }
+
+  /** Where its time went, until now. */
+  times() {
+    if (this.began === null) return this.spans;
+    const now = this.ended ?? performance.now();
+    const wait = (this.first ?? now) - this.began - this.within;
+    return { ...this.spans, wait: Math.max(0, wait), write: this.first === null ? 0 : now - this.first };
+  }
+
+  get live() {
+    return this.began !== null && this.ended === null;
+  }
+
+  /** Nothing more is computed; what is shown still may be judged. */
+  end() {
+    this.ended ??= performance.now();
+    this.state.classList.remove("working");
+  }
+
+  /** The answer as it stands, its marks [n] as links to where they were found. */
+  stand(answer, citations = []) {
+    this.text.replaceChildren();
+    this.sources.replaceChildren();
+    const known = new Map(citations.map((one) => [String(one.marker), one]));
+    let at = 0;
+    for (const match of answer.matchAll(MARK)) {
+      const citation = known.get(match[1]);
+      if (!citation) continue;
+      this.text.append(answer.slice(at, match.index));
+      this.mark(citation, this.text);
+      at = match.index + match[0].length;
+    }
+    this.text.append(answer.slice(at));
+    for (const citation of citations) {
+      const item = element("li", "", this.sources);
+      element("span", "number", item, String(citation.marker));
+      const pasted = citation.address === null;
+      const place = pasted ? t("source.reference") : citation.source + (citation.page ? `, p. ${citation.page}` : "");
+      const link = element(pasted ? "span" : "a", "", item, place);
+      if (!pasted) open(link, citation);
+      link.title = citation.quote;
+    }
+  }
+
+  mark(citation, parent) {
+    const link = element(citation.address === null ? "span" : "a", "mark", parent, String(citation.marker));
+    link.title = citation.quote;
+    if (citation.address !== null) {
+      open(link, citation);
+      link.setAttribute("aria-label", `${citation.marker}: ${citation.source}`);
+    }
+  }
+
+  note(text) {
+    if (text) element("p", "note", this.notes, text);
+  }
+
+  fail(text, helps = []) {
+    this.end();
+    put(this.state, "");
+    const place = element("p", "failure", this.notes, text);
+    place.setAttribute("role", "alert");
+    for (const [label, act] of helps) button(label, this.notes, act);
+  }
+
+  /** {accepted, reason}, or null; `grounds` says on what it was judged. */
+  judge(verdict, grounds) {
+    this.verdict.replaceChildren();
+    if (verdict) {
+      const line = element("p", verdict.accepted ? "stands" : "doubted", this.verdict);
+      element("strong", "", line, t(verdict.accepted ? "verdict.accepted" : "verdict.doubted"));
+      line.append(`: ${verdict.reason}.`);
+    }
+    element("p", "grounds", this.verdict, grounds);
+  }
+
+  /** Its figures: {tokens, rate, read, kept}. */
+  tell({ tokens, rate, read, kept }) {
+    const spans = this.times();
+    const told = [
+      spans.load && t("figure.load", { time: time(spans.load) }),
+      this.first !== null && t("figure.first", { time: time(spans.wait) }),
+      rate && t("figure.rate", { rate: number(rate) }),
+      tokens && t("figure.tokens", { count: tokens }),
+      read && t(kept ? "figure.prompt_kept" : "figure.prompt", { count: read, kept }),
+      t("figure.total", { time: time(spans.load + spans.wait + spans.write) }),
+    ];
+    put(this.figures, told.filter(Boolean).join(" · "));
+  }
+}
+
+function open(link, citation) {
+  const page = citation.page ? `#page=${citation.page}` : "";
+  const name = citation.source.split("/").map(encodeURIComponent).join("/");
+  link.href = address(citation.address ?? `v1/documents/${name}${page}`);
+  link.target = "_blank";
+  link.rel = "noopener";
+}

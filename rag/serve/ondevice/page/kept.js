@@ -1,0 +1,45 @@
+// What the page remembers: settings and times in localStorage, an API key in this tab only. A browser that refuses either
+// costs only the remembering.
+
+const NAME = "smallfirst-ondevice";
+
+function read(store, name) {
+  try {
+    return JSON.parse(store().getItem(name)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+function write(store, name, value) {
+  try {
+    store().setItem(name, JSON.stringify(value));
+  } catch {
+    // Nothing is lost but at the next visit.
+  }
+}
+
+const long = () => window.localStorage;
+const short = () => window.sessionStorage;
+
+/** Settings by name. */
+export const settings = () => read(long, NAME);
+
+export function keepSettings(changed) {
+  write(long, NAME, { ...settings(), ...changed });
+}
+
+/** Of one model's file: `server` and `storage`, each {weights_ms, compile_ms, load_ms, gpu}, the newest of its kind. */
+export const times = (file) => read(long, `${NAME}-times`)[file] ?? {};
+
+export function keepTimes(file, from, measured) {
+  const all = read(long, `${NAME}-times`);
+  all[file] = { ...all[file], [from]: measured };
+  write(long, `${NAME}-times`, all);
+}
+
+export const key = () => read(short, `${NAME}-key`).key ?? "";
+
+export function keepKey(value) {
+  write(short, `${NAME}-key`, { key: value });
+}

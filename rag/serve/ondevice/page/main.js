@@ -1,0 +1,264 @@
+// The page: what is typed, who is asked, in which order, and the answers side by side.
+//
+// Everything that it needs is loaded with it: from then on the server may go, and the model in this browser answers on.
+
+import * as asking from "./asking.js";
+import { chart } from "./chart.js";
+import { Column } from "./column.js";
+import { Fault, Stopped } from "./faults.js";
+import * as kept from "./kept.js";
+import { element, put, the } from "./nodes.js";
+import { Panel } from "./panel.js";
+import { Refusal, address, askJson } from "./server.js";
+import { fill, t } from "./texts.js";
+import * as wording from "./wording.js";
+
+const ENGINES = ["browser", "slm", "llm"];
+const DRAWN_EVERY_MS = 100;
+const MARKS = / ?\[\d+\]/g;
+
+const panel = new Panel();
+const history = { browser: [], slm: [], llm: [] };
+let opening = kept.settings().opening ?? null;
+let stop = null;
+
+// --- what is chosen ---
+
+function chosen() {
+  return ENGINES.filter((engine) => the(`ask-${engine}`).checked);
+}
+
+function restore() {
+  const { engines, retrieve, order, length } = kept.settings();
+  for (const engine of ENGINES) if (engines) the(`ask-${engine}`).checked = engines.includes(engine);
+  if (retrieve === false) the("retrieve").checked = false;
+  // On one machine, models that answer at the same time take the cores from each other.
+  the("order").value = order ?? (["localhost", "127.0.0.1", "[::1]"].includes(location.hostname) ? "turns" : "together");
+  if (length) the("length").value = length;
+  the("key").value = kept.key();
+  noteChoice();
+}
+
+function noteChoice() {
+  const server = chosen().some((engine) => engine !== "browser");
+  the("searches-anyway").hidden = the("retrieve").checked || !server;
+}
+
+function keepChoice() {
+  const length = the("length").value;
+  kept.keepSettings({ engines: chosen(), retrieve: the("retrieve").checked, order: the("order").value, length });
+  noteChoice();
+}
+
+// --- asking ---
+
+function complain(text) {
+  put(the("complaint"), text);
+  the("complaint").hidden = !text;
+}
+
+async function submit() {
+  if (stop) return;
+  const question = the("question").value.trim();
+  const reference = the("reference").value;
+  const engines = chosen();
+  const most = opening?.reference_chars ?? Infinity;
+  if (!question) return complain(t("ask.empty"));
+  if (!engines.length) return complain(t("ask.no_engine"));
+  if (reference.length > most) return complain(t("ask.reference_long", { count: reference.length, most }));
+  complain("");
+  the("question").value = "";
+  stop = new AbortController();
+  working(true);
+  try {
+    await exchange(question, reference, engines, stop.signal);
+  } finally {
+    stop = null;
+    working(false);
+    the("question").focus({ preventScroll: true });
+  }
+}
+
+function working(on) {
+  the("ask").disabled = on;
+  the("stop").hidden = !on;
+  the("stop").disabled = false;
+}
+
+async function exchange(question, reference, engines, signal) {
+  const place = element("section", "exchange");
+  the("exchanges").prepend(place);
+  element("h3", "", place, question);
+  const picture = chart(place);
+  const columns = element("div", "columns", place);
+  const made = engines.map((engine) => new Column(engine, columns));
+  const draw = () => picture.show(made.map((one) => ({ engine: one.name, spans: one.times(), live: one.live })));
+  draw();
+  const drawing = setInterval(draw, DRAWN_EVERY_MS);
+  const passages = element("details", "passages", place);
+  passages.hidden = true;
+  const options = { reference, retrieve: the("retrieve").checked, max_tokens: Number(the("length").value), opening };
+  const run = (column) => answer(question, options, column, passages, signal).finally(draw);
+  try {
+    if (the("order").value === "together") await Promise.all(made.map(run));
+    else for (const column of made) await run(column);
+  } finally {
+    clearInterval(drawing);
+    draw();
+  }
+}
+
+async function answer(question, options, column, passages, signal) {
+  const { engine } = column;
+  const mine = { ...options, history: history[engine] };
+  try {
+    if (signal.aborted) throw new Stopped();
+    let said;
+    if (engine === "browser") {
+      if (!panel.engine.running) {
+        column.phase("state.loading");
+        await started();
+      }
+      signal.throwIfAborted();
+      column.model.textContent = panel.model.name;
+      column.loaded(panel.fresh_ms);
+      panel.fresh_ms = 0;
+      column.begin();
+      const more = { engine: panel.engine, model: panel.model.name, window: panel.window };
+      const found = (prompt) => showPassages(prompt, passages);
+      said = await asking.inBrowser(question, { ...mine, ...more }, column, { signal, found });
+    } else {
+      column.begin();
+      const more = { model: panel.model?.name, window: panel.window };
+      said = await asking.onServer(engine, question, { ...mine, ...more }, column, { signal });
+    }
+    if (said) history[engine].push({ question, answer: said.replace(MARKS, "") });
+    put(the("status"), t("ask.done", { engine: column.name }));
+  } catch (error) {
+    failed(error, column, signal);
+  }
+}
+
+/** The model is started for this question, unless it is on its way already. */
+async function started() {
+  try {
+    await (panel.bringing ? settled() : panel.start());
+  } catch (error) {
+    throw error instanceof Fault ? new Fault("fail.not_loaded", { detail: error.message }) : error;
+  }
+  if (!panel.engine.running) throw new Fault("fail.not_loaded", { detail: the("model-notes").textContent });
+}
+
+function settled() {
+  return new Promise((resolve) => {
+    const before = panel.changed;
+    panel.changed = () => {
+      before();
+      if (!panel.bringing) {
+        panel.changed = before;
+        resolve();
+      }
+    };
+  });
+}
+
+function failed(error, column, signal) {
+  if (error instanceof Stopped || signal.aborted) {
+    column.end();
+    column.phase("state.stopped");
+    if (column.answer) {
+      column.tell({});
+      column.judge(null, t("verdict.stopped"));
+    }
+    return;
+  }
+  if (!(error instanceof Fault || error instanceof Refusal)) console.error(error);
+  if (error instanceof Refusal && error.status === 401) the("key-fold").open = true;
+  column.fail(error.message);
+}
+
+function showPassages({ hits, read }, place) {
+  if (!hits.length) return;
+  place.replaceChildren();
+  element("summary", "", place, t("passages.read", { count: hits.length, read: read.length }));
+  const list = element("ol", "", place);
+  const known = new Set(read.map((hit) => `${hit.source} ${hit.start}`));
+  for (const hit of hits) {
+    const item = element("li", "", list);
+    const head = element("p", "place", item);
+    const link = element(hit.address ? "a" : "span", "", head, hit.address ? hit.place : t("passages.reference"));
+    if (hit.address) {
+      link.href = address(hit.address);
+      link.target = "_blank";
+      link.rel = "noopener";
+    }
+    if (known.has(`${hit.source} ${hit.start}`)) element("span", "read", head, t("passages.was_read"));
+    element("p", "quote", item, hit.text);
+  }
+  place.hidden = false;
+}
+
+// --- reference texts from files ---
+
+async function addFiles(files) {
+  for (const file of files) {
+    const text = await file.text().catch(() => "\0");
+    if (text.includes("\0") || text.includes("\ufffd")) {
+      complain(t("ask.not_text", { name: file.name }));
+      continue;
+    }
+    const place = the("reference");
+    place.value = place.value ? `${place.value.trimEnd()}\n\n${text}` : text;
+  }
+}
+
+// --- the page ---
+
+the("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+the("question").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  submit();
+});
+the("stop").addEventListener("click", () => {
+  stop?.abort();
+  the("stop").disabled = true;
+});
+the("anew").addEventListener("click", () => {
+  stop?.abort();
+  for (const engine of ENGINES) history[engine].length = 0;
+  the("exchanges").replaceChildren();
+  complain("");
+});
+the("key").addEventListener("change", () => kept.keepKey(the("key").value.trim()));
+the("files").addEventListener("change", () => addFiles(the("files").files));
+the("reference").addEventListener("dragover", (event) => event.preventDefault());
+the("reference").addEventListener("drop", (event) => {
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  addFiles(event.dataTransfer.files);
+});
+for (const id of ["retrieve", "order", "length", ...ENGINES.map((engine) => `ask-${engine}`)]) {
+  the(id).addEventListener("change", keepChoice);
+}
+panel.changed = () => {
+  document.body.dataset.model = panel.bringing ? "starting" : panel.engine.running ? "ready" : "idle";
+  // Answered questions before one's own are long to read; they are the same for every question.
+  const before = opening && wording.before(opening, panel.model?.name, panel.window);
+  if (panel.engine.running && !panel.bringing && before) panel.engine.prepare(before);
+};
+
+fill(document);
+restore();
+panel.changed();
+askJson("ondevice/opening").then(
+  (found) => {
+    opening = found;
+    kept.keepSettings({ opening: found });
+  },
+  () => {}, // What was kept of the last visit serves.
+);
+panel.open();

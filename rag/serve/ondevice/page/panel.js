@@ -1,0 +1,202 @@
+// The model in this browser as the page shows it: which one, where it runs, how far it is, what was measured.
+//
+// It brings the weights and starts the engine, and tells what goes wrong with a way on. It knows nothing of questions.
+
+import * as capability from "./capability.js";
+import { Engine, fetchCode } from "./engine.js";
+import { Fault, Stopped } from "./faults.js";
+import * as kept from "./kept.js";
+import { button, element, put, the } from "./nodes.js";
+import { Gone } from "./server.js";
+import * as storage from "./storage.js";
+import { megabytes, t, time } from "./texts.js";
+import * as weights from "./weights.js";
+
+const WAYS = ["auto", "gpu", "threads", "single"];
+const SHORT = "1024";
+
+export class Panel {
+  constructor() {
+    this.engine = new Engine();
+    this.models = [];
+    this.model = null;
+    this.files = new Map(); // model files of this visit, for when the server has gone
+    this.bringing = null;
+    this.fresh_ms = 0; // of a start that no question has told of yet
+    this.changed = () => {};
+    const { way = "auto", window: chosen = "2048" } = kept.settings();
+    if (WAYS.includes(way)) the("way").value = way;
+    the("window").value = chosen;
+    if (!the("window").value) the("window").value = "2048";
+    the("start").addEventListener("click", () => this.start().catch(() => {}));
+    the("forget").addEventListener("click", () => this.forget());
+    the("model").addEventListener("change", () => this.choose(the("model").value));
+    for (const id of ["way", "window"]) {
+      the(id).addEventListener("change", () => {
+        kept.keepSettings({ [id]: the(id).value });
+        if (this.engine.running || this.bringing) this.start().catch(() => {});
+      });
+    }
+  }
+
+  get window() {
+    return Number(the("window").value);
+  }
+
+  /** What the server offers, or, if it is not there, what was offered last time; a stored model is started at once. */
+  async open() {
+    let found = kept.settings().offered;
+    try {
+      found = await weights.list();
+      kept.keepSettings({ offered: found });
+    } catch (error) {
+      if (!found) return this.fail(error instanceof Gone ? new Fault("wrong.gone_before", {}, "retry") : error);
+    }
+    this.models = found.models;
+    const select = the("model");
+    select.replaceChildren();
+    for (const model of this.models) {
+      const option = element("option", "", select, t("model.option", { name: model.name, size: megabytes(model.bytes) }));
+      option.value = model.name;
+    }
+    const chosen = this.models.find((model) => model.name === kept.settings().model)?.name ?? found.default;
+    fetchCode().catch(() => {}); // told when it is needed
+    return this.choose(chosen);
+  }
+
+  async choose(name) {
+    const was = this.model;
+    this.model = this.models.find((model) => model.name === name) ?? this.models[0];
+    the("model").value = this.model.name;
+    if (was) kept.keepSettings({ model: this.model.name });
+    put(the("license"), t("model.license", this.model));
+    this.showTimes();
+    const stored = this.files.has(this.model.file) || (await weights.stored(this.model));
+    the("forget").hidden = !stored;
+    try {
+      capability.check();
+    } catch (fault) {
+      return this.fail(fault);
+    }
+    if (was && was !== this.model && (this.engine.running || this.bringing)) return this.start().catch(() => {});
+    if (stored) return this.start().catch(() => {});
+    return this.say("model.idle", { name: this.model.name, size: megabytes(this.model.bytes) });
+  }
+
+  /** Bring the weights and start; a start under way is given up for this one. Raises a Fault, which is shown too. */
+  async start() {
+    this.bringing?.abort();
+    const mine = (this.bringing = new AbortController());
+    this.clear();
+    the("start").disabled = true;
+    this.changed();
+    try {
+      capability.check();
+      this.say("model.looking");
+      await this.engine.stop();
+      const { model } = this;
+      const brought = await this.bring(model, mine.signal);
+      const planned = await capability.plan(the("way").value);
+      mine.signal.throwIfAborted();
+      this.say("model.starting");
+      the("bar").removeAttribute("value");
+      const began = performance.now();
+      const started = await this.engine.start(brought.file, planned, this.window);
+      mine.signal.throwIfAborted();
+      this.fresh_ms = performance.now() - began + brought.ms;
+      this.started = { ...started, from: brought.from };
+      if (brought.from !== "memory") {
+        const { compile_ms, load_ms, gpu } = started;
+        kept.keepTimes(model.file, brought.from, { weights_ms: brought.ms, compile_ms, load_ms, gpu });
+      }
+      this.showTimes(brought.from);
+      this.say("model.ready", { name: model.name, where: started.where });
+      for (const why of started.why) element("li", "", the("why"), why);
+      the("why").hidden = false;
+      the("forget").hidden = !(await weights.stored(model));
+    } catch (error) {
+      if (error instanceof Stopped || mine.signal.aborted) throw new Stopped();
+      this.fail(error);
+      throw error;
+    } finally {
+      if (this.bringing === mine) {
+        this.bringing = null;
+        the("start").disabled = false;
+        the("progress").hidden = true;
+        put(the("start"), t(this.engine.running ? "model.restart" : "model.start"));
+        this.changed();
+      }
+    }
+  }
+
+  async bring(model, signal) {
+    const known = this.files.get(model.file);
+    if (known && (await known.slice(0, 4).text().catch(() => "")) === "GGUF") return { file: known, from: "memory", ms: 0 };
+    const brought = await weights.bring(model, {
+      signal,
+      tell: (key, amount) => {
+        const { done = 0, total = 0 } = amount ?? {};
+        this.say(key, { done: megabytes(done), total: megabytes(total) });
+        the("progress").hidden = false;
+        if (total) the("bar").value = done / total;
+        else the("bar").removeAttribute("value");
+      },
+      note: (key, values) => element("p", "note", the("model-notes"), t(key, { ...values, detail: values.detail || t("stored.private") })),
+    });
+    this.files.set(model.file, brought.file);
+    return brought;
+  }
+
+  say(key, values) {
+    put(the("model-state"), t(key, values));
+  }
+
+  clear() {
+    the("model-notes").replaceChildren();
+    the("why").replaceChildren();
+    the("why").hidden = true;
+  }
+
+  fail(error) {
+    if (!(error instanceof Fault)) console.error(error);
+    const fault = error instanceof Fault ? error : new Fault("wrong.not_started", { detail: error.message || error.name }, "retry");
+    put(the("model-state"), "");
+    the("model-notes").replaceChildren();
+    const place = element("p", "failure", the("model-notes"), fault.message);
+    place.setAttribute("role", "alert");
+    const again = () => (this.models.length ? this.start() : this.open()).catch(() => {});
+    if (fault.way === "again") button(t("model.again"), the("model-notes"), again);
+    if (fault.way === "retry") button(t("model.retry"), the("model-notes"), again);
+    if (fault.way === "small") {
+      button(t("model.small"), the("model-notes"), () => {
+        the("way").value = "single";
+        the("window").value = SHORT;
+        again();
+      });
+    }
+  }
+
+  async forget() {
+    await storage.clear();
+    this.files.clear();
+    the("forget").hidden = true;
+    element("p", "note", the("model-notes"), t("model.deleted"));
+  }
+
+  /** Rows of what was measured; `now` is where the weights came from just now. */
+  showTimes(now = null) {
+    const { server, storage: stored } = kept.times(this.model.file);
+    the("times").hidden = !server && !stored;
+    for (const from of ["server", "storage"]) put(the(`times-${from}`), t(`times.${from}${from === now ? "_now" : ""}`));
+    const body = the("times-body");
+    body.replaceChildren();
+    const gpu = (stored ?? server)?.gpu;
+    for (const [key, name] of [["weights", "weights_ms"], ["compile", "compile_ms"], [gpu ? "load_gpu" : "load", "load_ms"]]) {
+      const row = element("tr", "", body);
+      element("th", "", row, t(`times.${key}`)).scope = "row";
+      for (const [from, one] of [["server", server], ["storage", stored]]) {
+        element("td", from === now ? "now" : "", row, one ? time(one[name]) : "–");
+      }
+    }
+  }
+}

@@ -1,0 +1,143 @@
+// One model's file, from this browser's storage or from the server: fetched, checked, kept.
+//
+// It knows the server's list of models and the storage. A file is trusted for its size, its first bytes and, when it has
+// just been fetched, its SHA-256, where the browser can tell. A damaged one is thrown away and told as a Fault.
+
+import { Fault } from "./faults.js";
+import { Gone, askJson, pageAddress } from "./server.js";
+import * as storage from "./storage.js";
+
+const MAGIC = "GGUF";
+const LOOK_AGAIN_MS = 700;
+// The whole file must be in memory to be hashed.
+const HASHED_BYTES = 700e6;
+
+/** What the server has: {default, models: [{name, file, bytes, sha256, license, from, state, done_bytes, detail}]}. */
+export const list = () => askJson("ondevice/models");
+
+async function damage(file, model) {
+  if (file.size !== model.bytes) return ["size", { got: file.size, wanted: model.bytes }];
+  const begin = await file.slice(0, 4).text();
+  return begin === MAGIC ? null : ["magic", {}];
+}
+
+async function wrongHash(file, model) {
+  if (!crypto.subtle || file.size > HASHED_BYTES) return false;
+  let bytes;
+  try {
+    bytes = await file.arrayBuffer();
+  } catch {
+    return false; // no memory for it: the size and the beginning are right
+  }
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("") !== model.sha256;
+}
+
+/** Is it in this browser's storage, whole as far as its size tells? */
+export async function stored(model) {
+  try {
+    const file = await storage.find(model.file);
+    return file !== null && file.size === model.bytes;
+  } catch {
+    return false;
+  }
+}
+
+/** Until the server has it: its own fetching is told by `tell(key, values)`. */
+async function onServer(model, tell, signal) {
+  if (model.state === "here") return;
+  let asked = false;
+  for (;;) {
+    signal.throwIfAborted();
+    const found = await askJson("ondevice/models", { body: asked ? undefined : {}, signal });
+    const one = found.models.find((entry) => entry.name === model.name);
+    if (!one || (one.state === "absent" && asked)) throw new Fault("wrong.missing", { name: model.name }, "retry");
+    if (one.state === "here") return;
+    if (one.state === "failed") throw new Fault("wrong.server_failed", { detail: one.detail }, "retry");
+    asked = true;
+    const amount = { done: one.done_bytes, total: one.bytes };
+    tell(one.state === "verifying" ? "model.server_verifying" : "model.server_fetching", amount);
+    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
+  }
+}
+
+/** Where the bytes go: the storage, or memory where that is refused; `note` hears why. */
+async function sink(model, note) {
+  try {
+    if (!(await storage.roomFor(model.bytes))) {
+      note("stored.no_room", {});
+    } else {
+      return await storage.create(model.file);
+    }
+  } catch (error) {
+    if (!(error instanceof storage.Refused)) throw error;
+    note("stored.refused", { detail: error.message });
+  }
+  const chunks = [];
+  return { write: async (chunk) => void chunks.push(chunk), abort: async () => {}, close: async () => new Blob(chunks) };
+}
+
+async function fetched(model, tell, note, signal) {
+  await onServer(model, tell, signal);
+  const target = await sink(model, note);
+  let done = 0;
+  const broken = () => new Fault("wrong.broken_off", { done: done / 1e6, total: model.bytes / 1e6 }, "retry");
+  try {
+    // What the storage keeps need not be kept twice.
+    const answer = await fetch(pageAddress(`models/${model.file}`), { signal, cache: "no-store" });
+    if (answer.status === 404) throw new Fault("wrong.missing", { name: model.name }, "retry");
+    if (!answer.ok) throw broken();
+    const reader = answer.body.getReader();
+    for (;;) {
+      const { done: ended, value } = await reader.read();
+      if (ended) break;
+      await target.write(value);
+      done += value.length;
+      tell("model.fetching", { done, total: model.bytes });
+    }
+    return await target.close();
+  } catch (error) {
+    await target.abort();
+    if (signal.aborted || error instanceof Fault) throw error;
+    if (error.name === "QuotaExceededError") throw new Fault("stored.no_room", {}, "retry");
+    throw done ? broken() : new Gone();
+  }
+}
+
+/** The file, and where it came from: {file, from: "server" | "storage", ms}.
+ *
+ * `tell(key, {done, total})` hears how far it is, in bytes; `note(key, values)` what the user should know. */
+export async function bring(model, { tell, note, signal }) {
+  const began = performance.now();
+  let file = null;
+  try {
+    file = await storage.find(model.file);
+  } catch {
+    // That it is refused is told when it is to be written.
+  }
+  if (file) {
+    const ms = performance.now() - began;
+    const found = await damage(file, model);
+    if (!found) return { file, from: "storage", ms };
+    await storage.remove(model.file);
+    throw corrupt(found);
+  }
+  try {
+    file = await fetched(model, tell, note, signal);
+  } catch (error) {
+    throw error instanceof Gone ? new Fault("wrong.gone_before", {}, "retry") : error;
+  }
+  const ms = performance.now() - began;
+  tell("model.checking", null);
+  const found = (await damage(file, model)) ?? ((await wrongHash(file, model)) ? ["hash", {}] : null);
+  if (found) {
+    await storage.remove(model.file);
+    throw corrupt(found);
+  }
+  return { file, from: "server", ms };
+}
+
+function corrupt([what, values]) {
+  const fault = new Fault(`wrong.corrupt_${what}`, values);
+  return new Fault("wrong.corrupt", { why: fault.message }, "again");
+}

@@ -241,17 +241,39 @@ async def test_each_mark_is_annotated_where_it_stands(library: Library, settings
     assert whole["content"] == "Zebras [1] drink at the river [1], they do [1]."
     spans = [a["url_citation"] for a in whole["annotations"]]
     assert [whole["content"][span["start_index"] : span["end_index"]] for span in spans] == ["[1]"] * 3
-    # What a model streamed cannot be unsaid; what it invented is not annotated.
-    streamed = text_of(events)
-    assert streamed == text
-    assert [streamed[span["start_index"] : span["end_index"]] for span in cited(events)] == ["[1]", "[1]", "[1, 7]"]
+    assert text_of(events) == whole["content"]
+    assert cited(events) == spans
 
 
-async def test_a_source_that_the_model_named_wrongly_is_added_at_the_end(library: Library, settings: Settings) -> None:
+async def test_a_mark_that_leads_nowhere_is_never_streamed(library: Library, settings: Settings) -> None:
     async with served(library, settings, ScriptedLegs([f"{GOOD} [7]"])) as api:
         events = await api.events()
-    assert text_of(events) == f"{GOOD} [7] [1]"
-    assert [span["start_index"] for span in cited(events)] == [len(f"{GOOD} [7] ")]
+    assert text_of(events) == f"{GOOD} [1]"
+    assert [span["start_index"] for span in cited(events)] == [len(f"{GOOD} ")]
+
+
+async def test_the_nth_address_is_that_of_mark_n(tmp_path: Path, settings: Settings) -> None:
+    """As front ends read it, also where marks repeat, come in another order, or leave one out."""
+    docs = tmp_path / "zoo"
+    docs.mkdir()
+    (docs / "a.md").write_text(
+        "# Rivers\n\nZebras drink at the Mara river every morning.\n\n"
+        "# Herds\n\nZebras drink in herds, since crocodiles wait beside muddy banks."
+    )
+    (docs / "b.md").write_text("# Rain\n\nZebras drink rain water from puddles while the wet season lasts.")
+    zoo = open_library(docs, tmp_path / "zoo-cache", passage_chars=100)
+    text = "Yes. They come in herds [3], in the morning [1], and in herds [3]."
+    async with served(zoo, settings, ScriptedLegs([], [text])) as api:
+        whole = (await api.post(model="smallfirst-llm")).json()
+    content, turn = whole["choices"][0]["message"]["content"], whole["smallfirst"]
+    spans = [annotation["url_citation"] for annotation in whole["choices"][0]["message"]["annotations"]]
+    assert [content[span["start_index"] : span["end_index"]] for span in spans] == ["[1]", "", "[3]", "[3]"]
+    distinct = list(dict.fromkeys(span["url"] for span in spans))
+    assert len(distinct) == 3
+    for citation in turn["citations"]:
+        assert f"/v1/documents/{citation['source']}" in distinct[citation["marker"] - 1]
+    assert {citation["marker"] for citation in turn["citations"]} == {1, 3}
+    zoo.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -371,7 +393,7 @@ async def test_an_accepted_draft_is_streamed_once(library: Library, settings: Se
 async def test_after_the_escalation_text_is_sent_as_it_is_written(library: Library, settings: Settings) -> None:
     hold = asyncio.Event()
     legs = ScriptedLegs([REJECTED], [Reply(f"{GOOD} [1]", hold=hold)])
-    async with served(library, settings, legs, listening=True) as api:
+    async with asyncio.timeout(20), served(library, settings, legs, listening=True) as api:
         seen = ""
         stream = await api.client.chat.completions.create(
             model="smallfirst-auto", messages=[{"role": "user", "content": QUESTION}], stream=True
@@ -769,9 +791,17 @@ async def test_a_client_that_hangs_up_while_its_file_is_read_ends_the_reading(
     library: Library, settings: Settings, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Attachments] = []
+    read: list[str] = []
     closed: list[Attachments] = []
     add, close = Attachments.add, Attachments.close
-    monkeypatch.setattr(Attachments, "add", lambda own, *what: (started.append(own), add(own, *what))[1])
+
+    def noted(own: Attachments, data: bytes, source: str) -> Any:
+        started.append(own)
+        report = add(own, data, source)
+        read.append(source)
+        return report
+
+    monkeypatch.setattr(Attachments, "add", noted)
     monkeypatch.setattr(Attachments, "close", lambda own: (close(own), closed.append(own))[0])
     endless = ("<p>" * 60 + "word " * 2000) * 40  # takes far longer to read than to hang up
     content = [part_of("endless.html", endless.encode()), *OILED]
@@ -784,6 +814,7 @@ async def test_a_client_that_hangs_up_while_its_file_is_read_ends_the_reading(
         await until(lambda: closed == started)
     assert started[0]._reader is not None
     assert started[0]._reader.pid is None
+    assert read == [], "the reading was ended"
     assert api.turns == [], "no turn was begun"
 
 

@@ -15,7 +15,7 @@ from rag.settings import Mode, Settings
 from rag.telemetry import Telemetry
 from rag.turn import cascade
 from rag.turn.calibration import Calibration, Line, Scorer
-from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Retrieved, Token, Turn
+from rag.turn.cascade import Answered, Escalating, Failed, Judged, Phase, Prompted, Retrieved, Token, Turn
 from rag.turn.prompt import CHECK
 from rag.turn.session import Session
 from rag.words import Said
@@ -65,7 +65,8 @@ async def test_a_supported_draft_stands_and_is_cited(session: Session, settings:
     legs = ScriptedLegs([GOOD], [])
     events = await events_of(session, legs, settings)
     kinds = [type(event) for event in events if not isinstance(event, Phase)]
-    assert kinds == [Retrieved, *[Token] * 6, Judged, Answered]
+    assert kinds == [Retrieved, Prompted, *[Token] * 6, Judged, Answered]
+    assert [event.passages for event in events if isinstance(event, Prompted)] == [1]
     turn = events[-1].turn  # type: ignore[union-attr]
     assert turn.answer == f"{GOOD} [1]"
     assert turn.model == "scripted-slm"

@@ -1,8 +1,10 @@
 """Every marker resolves."""
 
+import pytest
+
 from rag.corpus.documents import Passage
 from rag.corpus.index import BM25Index, Hit, SmallEngine
-from rag.turn.citations import resolve
+from rag.turn.citations import Marks, resolve
 
 TEXTS = ["Zebras drink at dawn. Lions watch them.", "Acacia trees grow slowly. Their wood is hard."]
 PASSAGES = [Passage(str(i), f"{i}.md", None, None, (), 100, 100 + len(t), t, "en") for i, t in enumerate(TEXTS)]
@@ -34,3 +36,25 @@ def test_an_answer_that_nothing_supports_cites_nothing() -> None:
     cited = resolve("Parliament voted yesterday.", HITS, IDF)
     assert (cited.text, cited.citations) == ("Parliament voted yesterday.", ())
     assert resolve("Anything [1]", [], IDF).citations == ()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Zebras drink [1]. Lions [2][7] sleep [1, 2,9 ].",
+        "[1] first, and an open [ at the end [",
+        "a list [1, 2\n, 3] over lines  [2] and two blanks",
+        "no number [a], [1a], [] and [1",
+        "trailing blanks [1]   ",
+    ],
+)
+def test_a_text_that_is_written_in_pieces_has_the_marks_of_the_whole(text: str, size: int) -> None:
+    cited = resolve(text, HITS, IDF)
+    whole, added = cited.text, [f" [{c.marker}]" for c in cited.citations]
+    marks = Marks(len(HITS))
+    shown = [marks.add(text[start : start + size]) for start in range(0, len(text), size)]
+    for number in range(len(shown)):
+        assert whole.startswith("".join(shown[: number + 1]).strip()), "nothing that was shown is taken back"
+    together = ("".join(shown) + marks.rest()).strip()
+    assert whole in (together, together + "".join(added)), "but for the one that is added where none was written"

@@ -24,9 +24,6 @@ CONFIG: Final = {
     "checks": {
         # What fits the schema may still be refused: an unknown model, a conversation that does not end with a question.
         "positive_data_acceptance": {"enabled": False},
-        # What a wrong method is told is no door's business: of a path with two methods, the framework names one.
-        "unsupported_method": {"enabled": False},
-        "allow_header_conformance": {"enabled": False},
     },
 }
 

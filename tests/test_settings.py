@@ -33,11 +33,11 @@ def test_a_list_is_written_with_commas_or_as_json(monkeypatch: pytest.MonkeyPatc
 
 def test_a_torn_list_is_told_and_a_secret_one_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_ALLOWED_HOSTS", '["chat.our"')
-    with pytest.raises(UserError, match="RAG_ALLOWED_HOSTS has the value .*a list is written as"):
+    with pytest.raises(UserError, match=r"RAG_ALLOWED_HOSTS has the value .*a list is written as"):
         Settings.load()
     monkeypatch.delenv("RAG_ALLOWED_HOSTS")
     monkeypatch.setenv("RAG_API_KEYS", '["a-secret"')
-    with pytest.raises(UserError, match="^RAG_API_KEYS has a value") as caught:
+    with pytest.raises(UserError, match=r"^RAG_API_KEYS has a value") as caught:
         Settings.load()
     assert "a-secret" not in str(caught.value)
 

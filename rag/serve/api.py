@@ -30,7 +30,7 @@ from rag.serve.service import Service
 from rag.serve.visitors import VISITOR
 from rag.turn import cascade
 from rag.turn.cascade import Phase, Turn
-from rag.turn.citations import Citation
+from rag.turn.citations import Citation, Marks
 from rag.turn.session import Exchange, Session
 from rag.words import say
 
@@ -351,6 +351,8 @@ class _Stream:
         match event:
             case Phase(detail=detail):
                 self._phase = detail
+            case cascade.Prompted(leg=leg, passages=passages) if leg == self._stands:
+                self._wording.marks = Marks(passages)
             case cascade.Token(leg=leg, text=text) if leg == self._stands:
                 await self._say(self._wording.add(text))
             case cascade.Token(leg=leg, text=text) if drafts:

@@ -20,7 +20,7 @@ from rag import __version__
 from rag.serve.api_errors import ApiError
 from rag.settings import MODES, Mode
 from rag.turn.cascade import Turn
-from rag.turn.citations import Citation
+from rag.turn.citations import Citation, Marks
 
 MODELS: Final[dict[str, Mode]] = {f"smallfirst-{mode}": mode for mode in MODES}
 FINGERPRINT: Final = f"smallfirst-{__version__}"
@@ -28,8 +28,7 @@ NOT_USED: Final = (
     "The system message of the request was not used: answers come from the documents, under instructions of our own."
 )
 
-_MARKER = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
-_MARKERS = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]|\s+")
+_MARKER = re.compile(r"\[(\d+)\]")
 
 
 # What is asked
@@ -394,15 +393,19 @@ EVENT_SCHEMA: Final[dict[str, Any]] = {
 
 
 class Wording:
-    """The content of a stream while it grows. What was sent cannot be unsaid."""
+    """The content of a stream while it grows. What was sent cannot be unsaid, so a mark is sent when it is known to lead
+    to a passage."""
 
     def __init__(self) -> None:
         self.sent = ""
+        self.marks = Marks(0)
+        """Of the model whose text is added."""
         self.answer_from = 0
         """Where in `sent` the text begins that the citations are about, characters."""
 
     def add(self, text: str) -> str:
         """What of a model's text is to be sent; an answer has no blanks before it."""
+        text = self.marks.add(text)
         text = text if self.sent else text.lstrip()
         self.sent += text
         return text
@@ -410,11 +413,8 @@ class Wording:
     def rest(self, turn: Turn) -> str:
         """What is missing of the answer: nothing, some marks, or all of it, after an empty line."""
         sent, answer = self.sent, str(turn.answer)
-        if answer.startswith(sent.rstrip()):
+        if answer.startswith(f"{sent}{self.marks.rest()}".rstrip()):
             rest = answer[len(sent) :] if answer.startswith(sent) else answer[len(sent.rstrip()) :]
-        elif _bare(sent) == _bare(answer):
-            marked = set(_marked(sent))
-            rest = "".join(f" [{c.marker}]" for c in turn.citations if c.marker not in marked)
         else:
             # Another model's, or what was only thought aloud, or a refusal in the model's own words.
             self.answer_from = len(sent) + 2
@@ -424,22 +424,39 @@ class Wording:
 
 
 def annotations(content: str, turn: Turn, url_of: Callable[[Citation], str], start: int = 0) -> list[dict[str, Any]]:
-    """One for each mark in the content, from `start` on."""
+    """One for each mark in the content, from `start` on: first those of marks 1, 2, ... in this order, then repeated ones.
+
+    Front ends number what they list by the distinct addresses, and take the number in a mark for a place in that list. So
+    each mark's address is its own, and a passage that was read and has no mark, while a later one has, takes its place with
+    an empty range at the content's end.
+    """
     of_marker = {citation.marker: citation for citation in turn.citations}
-    urls = {marker: url_of(citation) for marker, citation in of_marker.items()}
+    found = [(int(match[1]), match.span()) for match in _MARKER.finditer(content, start) if int(match[1]) in of_marker]
+    first = {marker: (marker, span) for marker, span in reversed(found)}
+    if found:
+        read = turn.prompts[turn.drafts[-1].leg].evidence
+        for marker in range(1, max(first)):
+            if marker not in first:
+                passage = read[marker - 1].passage
+                of_marker[marker] = Citation(marker, passage, passage.start, passage.end, passage.text)
+                first[marker] = marker, (len(content), len(content))
+    places = sorted(first.values()) + [place for place in found if place != first[place[0]]]
+    urls: dict[int, str] = {}
+    for marker, _ in places:
+        if marker not in urls:
+            url = url_of(of_marker[marker])
+            urls[marker] = url if url not in urls.values() else f"{url}{'&' if '#' in url else '#'}mark={marker}"
     return [
         {
             "type": "url_citation",
             "url_citation": {
-                "start_index": match.start(),
-                "end_index": match.end(),
+                "start_index": begin,
+                "end_index": end,
                 "url": urls[marker],
                 "title": " ".join(of_marker[marker].passage.place.split()),
             },
         }
-        for match in _MARKER.finditer(content, start)
-        for marker in dict.fromkeys(map(int, match[1].split(",")))
-        if marker in of_marker
+        for marker, (begin, end) in places
     ]
 
 
@@ -511,13 +528,3 @@ def _head(wanted: ChatRequest, kind: str) -> dict[str, Any]:
         "model": wanted.model,
         "system_fingerprint": FINGERPRINT,
     }
-
-
-def _bare(text: str) -> str:
-    """Without marks and blanks."""
-    return _MARKERS.sub("", text)
-
-
-def _marked(text: str) -> Iterator[int]:
-    for match in _MARKER.finditer(text):
-        yield from map(int, match[1].split(","))

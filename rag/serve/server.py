@@ -7,7 +7,7 @@ often. It knows nothing of Chainlit and imports nothing of it.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
@@ -50,7 +50,7 @@ def unknown(known: Sequence[APIRouter]) -> APIRouter:
     async def nothing(request: Request) -> Response:
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
         there = [route for router in known for route in router.routes if isinstance(route, APIRoute)]
-        allowed = {method for route in there if route.path_regex.match(path) for method in route.methods}
+        allowed = {method for route in there if route.path_regex.match(path) for method in route.methods or ()}
         if allowed:
             why = f"Not allowed to {request.method} on {path}; it takes {', '.join(sorted(allowed))}."
             headers = {"Allow": ", ".join(sorted(allowed))}
@@ -79,6 +79,20 @@ def application(service: Service, listen: str) -> FastAPI:
     )  # fmt: skip
     for router in routers(service):
         app.include_router(router)
+
+    def schema() -> dict[str, Any]:
+        """FastAPI's, without the answer that it gives to what does not fit: ours is a 400, in OpenAI's shape."""
+        if app.openapi_schema is None:
+            made = FastAPI.openapi(app)
+            for operations in made["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                made.get("components", {}).get("schemas", {}).pop(unused, None)
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = schema  # type: ignore[method-assign]
 
     @app.get("/", include_in_schema=False)
     async def front() -> Response:

@@ -67,6 +67,14 @@ class Retrieved:
 
 
 @dataclass(frozen=True)
+class Prompted:
+    """A leg is sent its prompt, in which so many passages are numbered from 1."""
+
+    leg: str
+    passages: int
+
+
+@dataclass(frozen=True)
 class Token:
     """Text as a model writes it; a rejected leg's text is still the leg's own."""
 
@@ -196,7 +204,7 @@ class Observer(Protocol):
     ) -> None: ...
 
 
-Event = Phase | Retrieved | Token | Retracted | Judged | Escalating | Answered | Failed
+Event = Phase | Retrieved | Prompted | Token | Retracted | Judged | Escalating | Answered | Failed
 
 
 async def answer(
@@ -499,6 +507,7 @@ class _Work:
                 return
             check = self.check = Check() if built.checks else None
             least = self.calibration.check if self.calibration is not None else None
+            yield Prompted(leg.name, len(built.evidence))
             yield Phase("ask", say(READS[leg.name]))
             written = ""
             tokens: list[Written] = []

@@ -17,6 +17,8 @@ from rag.corpus.index import Hit, terms_of
 Idf = Callable[[str], float]
 
 _MARKER = re.compile(r"[ \t]*\[(\d+(?:\s*,\s*\d+)*)\]")
+# The end of a text that more text could make a marker.
+_OPEN = re.compile(r"[ \t]*(?:\[[\d\s,]{0,40})?\Z")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,32 @@ def resolve(answer: str, evidence: Sequence[Hit], idf: Idf) -> Cited:
             text = f"{text} [{best}]"
     citations = tuple(_cite(number, evidence[number - 1].passage, used[number], idf) for number in sorted(used))
     return Cited(text, citations, invented)
+
+
+class Marks:
+    """The same for a text while it is written: what may be part of a marker is held back until that is known."""
+
+    def __init__(self, passages: int) -> None:
+        """So many passages the model was shown."""
+        self._passages = passages
+        self._held = ""
+
+    def add(self, text: str) -> str:
+        """What can be shown now."""
+        self._held += text
+        open_ = _OPEN.search(self._held)
+        assert open_ is not None, "it matches nothing, too"
+        ready, self._held = self._held[: open_.start()], self._held[open_.start() :]
+        return _MARKER.sub(self._valid, ready)
+
+    def rest(self) -> str:
+        """What was held back; nothing follows."""
+        held, self._held = self._held, ""
+        return _MARKER.sub(self._valid, held)
+
+    def _valid(self, match: re.Match[str]) -> str:
+        numbers = (int(number) for number in match.group(1).split(","))
+        return "".join(f" [{number}]" for number in numbers if 1 <= number <= self._passages)
 
 
 def _best_support(text: str, evidence: Sequence[Hit], idf: Idf) -> int | None:

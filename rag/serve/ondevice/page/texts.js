@@ -49,7 +49,6 @@ const TEXTS = {
 
   // Bringing the model
   "model.idle": "Not started. {name} has {size} MB; it is fetched from this server once and then kept in this browser.",
-  "model.idle_stored": "Not started. {name} is kept in this browser; nothing has to be fetched.",
   "model.looking": "Looking at what this browser can do",
   "model.server_fetching": "The server is still fetching this model: {done} of {total} MB",
   "model.server_verifying": "The server is checking this model: {done} of {total} MB",
@@ -134,7 +133,6 @@ const TEXTS = {
   "state.judging": "Checking the answer",
   "state.asking": "Waiting for the server",
   "state.stopped": "Stopped.",
-  "state.stopping": "Stopping",
   "state.cut": "Cut off at the longest allowed length.",
   "state.empty": "It wrote nothing. Ask again, or in other words.",
   "note.gone": "The server is not there: answered from the reference text alone.",

@@ -1,0 +1,370 @@
+"""The model inside a real Chromium: first visit, side by side, Stop, second visit, the server gone, and what can go wrong.
+
+SmolLM2 is real, on one thread: what it says is not looked at, only that it says something and what the page tells of it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, Route, expect
+
+from ..product import READY_LIMIT_S, ROOT, free_port
+from ..run import find_browser
+from .test_page import faults
+
+REFERENCE = "The bakery at Varga opens at 6:30. On Sundays it opens at 8:00 and closes at noon."
+QUESTION = "When does the bakery open on Sundays?"
+# The shortest prompt and answer that a person can choose, on the thread that no other test takes away.
+QUICK = {"way": "single", "window": "1024", "length": "16"}
+
+
+@dataclass
+class Serving:
+    """`smallfirst serve` in a process of its own."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+
+@contextmanager
+def serving(log: Path) -> Iterator[Serving]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data, log.open("w") as out:
+        chosen = {"RAG_DATA_DIR": data, "RAG_SLM_MODEL": "smollm2-135m", "RAG_LLM_MODEL": "smollm2-135m"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rag.cli", "serve", "--port", str(port)],
+            cwd=ROOT, env={**os.environ, **chosen}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + READY_LIMIT_S
+            while True:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                try:
+                    urllib.request.urlopen(f"{url}/readyz", timeout=2).close()
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield Serving(url, process)
+        finally:
+            process.kill()
+            process.wait(20)
+
+
+@dataclass
+class Visit:
+    """One browser profile, whose pages are watched: whom they ask, and what they complain of."""
+
+    context: BrowserContext
+    url: str
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def watch(self) -> "Visit":
+        def heard(message: ConsoleMessage) -> None:
+            if "Content Security Policy" in message.text:
+                self.complaints.append(message.text)
+
+        self.context.on("request", lambda request: self.requests.append(request.url))
+        self.context.on("console", heard)
+        self.context.on("weberror", lambda error: self.complaints.append(str(error.error)))
+        return self
+
+    def open(self, **chosen: str) -> Page:
+        page = self.context.new_page()
+        page.add_init_script(
+            f"localStorage['smallfirst-ondevice'] ??= {json.dumps(json.dumps({**QUICK, **chosen}))}"
+        )  # what was chosen at an earlier visit
+        page.goto(f"{self.url}/ondevice")
+        expect(page.locator("#model option").first).to_be_attached()
+        return page
+
+    @property
+    def weights(self) -> list[str]:
+        """Addresses of model files that were fetched."""
+        return [url for url in self.requests if url.endswith(".gguf")]
+
+    def close(self) -> None:
+        self.context.close()
+        foreign = [url for url in self.requests if not url.startswith((self.url, "data:", f"blob:{self.url}"))]
+        assert foreign == [], "the page asked somebody else"
+        assert self.complaints == []
+
+
+@pytest.fixture(scope="module")
+def server(browser: Browser, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(tmp_path_factory.mktemp("ondevice") / "serve.log") as one:
+        yield one
+
+
+@contextmanager
+def visiting(browser: Browser, server: Serving, **options: Any) -> Iterator[Visit]:
+    visit = Visit(browser.new_context(locale="en-US", viewport={"width": 1100, "height": 900}, **options), server.url)
+    try:
+        yield visit.watch()
+    finally:
+        visit.close()
+
+
+@pytest.fixture
+def fresh(browser: Browser, server: Serving) -> Iterator[Visit]:
+    """Somebody who was never here."""
+    with visiting(browser, server) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def loaded(browser: Browser, server: Serving) -> Iterator[tuple[Visit, Page]]:
+    """A page whose model runs, on its first visit."""
+    with visiting(browser, server) as visit:
+        page = visit.open()
+        page.evaluate(
+            """() => {
+              window.said = [];
+              const state = document.querySelector("#model-state");
+              new MutationObserver(() => window.said.push(state.textContent)).observe(state, {childList: true});
+            }"""
+        )
+        page.locator("#start").click()
+        expect(page.locator("body")).to_have_attribute("data-model", "ready")
+        page.locator("#reference").fill(REFERENCE)
+        yield visit, page
+
+
+def ask(page: Page, *engines: str, question: str = QUESTION) -> Locator:
+    """Ask these, and wait until all has been said; the newest exchange."""
+    for engine in ("browser", "slm", "llm"):
+        page.locator(f"#ask-{engine}").set_checked(engine in engines)
+    before = page.locator(".exchange").count()
+    page.locator("#question").fill(question)
+    page.keyboard.press("Enter")
+    expect(page.locator(".exchange")).to_have_count(before + 1)
+    expect(page.locator("#stop")).to_be_hidden()
+    return page.locator(".exchange").first
+
+
+def column(exchange: Locator, engine: str) -> Locator:
+    return exchange.locator(f"[data-engine={engine}]")
+
+
+def complaint(page: Page) -> Locator:
+    return page.locator("#model-notes .failure")
+
+
+# One person's afternoon, in this order
+
+
+def test_the_first_visit_fetches_the_weights_and_says_how_far_it_is(loaded: tuple[Visit, Page]) -> None:
+    visit, page = loaded
+    said = page.evaluate("() => window.said")
+    assert any(re.fullmatch(r"Fetching from the server: \d+ of 98 MB", text) for text in said), said
+    assert len(visit.weights) == 1
+    expect(page.locator("#model-state")).to_contain_text("one thread")
+    assert page.locator("#why li").all_inner_texts() == [
+        "The graphics card was not asked, as chosen.", "One thread, as chosen.",
+    ]  # fmt: skip
+    expect(page.locator("#times-server")).to_have_text("From the server, now")
+    assert re.search(r"Weights\s[\d.]+ m?s\s–", page.locator("#times").inner_text())
+
+
+def test_three_models_answer_side_by_side_with_times_and_verdicts(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    exchange = ask(page, "browser", "slm", "llm")
+    for engine in ("browser", "slm", "llm"):
+        assert column(exchange, engine).locator(".text").inner_text().strip()
+        assert column(exchange, engine).locator(".verdict").inner_text().strip()
+        expect(column(exchange, engine).locator(".figures")).to_contain_text(re.compile(r"first token [\d.]+ m?s"))
+        expect(column(exchange, engine).locator(".failure")).to_have_count(0)
+    for engine in ("browser", "slm"):
+        expect(column(exchange, engine).locator(".figures")).to_contain_text(
+            re.compile(r"[\d.]+ tokens/s · \d+ tokens")
+        )
+    expect(column(exchange, "browser").locator(".figures")).to_contain_text("load")
+    expect(column(exchange, "browser").locator(".verdict")).to_contain_text("how sure the model was")
+    picture = exchange.locator("svg.bars")
+    expect(picture).to_have_attribute("aria-label", re.compile(r"Browser: load .+ writing .+; SLM: .+; LLM: "))
+    assert picture.locator("rect:not(.track)").count() >= 6
+    exchange.locator(".passages summary").click()
+    expect(exchange.locator(".passages li").first).to_contain_text("your reference text")
+    assert faults(page) == []
+
+
+def test_a_citation_leads_to_the_document_here(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    places = page.locator(".passages .place a")
+    addresses = places.evaluate_all("(links) => links.map((link) => link.href)")
+    assert addresses
+    for address in addresses:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert answer.status == 200
+
+
+def test_stop_ends_the_answer_and_the_next_question_is_answered(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    page.locator("#length").select_option("400")
+    page.locator("#question").fill("Tell me all about the bakery at Varga, at length.")
+    page.locator("#ask-slm").uncheck()
+    page.locator("#ask-llm").uncheck()
+    page.locator("#ask").click()
+    first = page.locator(".exchange").first
+    expect(column(first, "browser").locator(".state")).to_contain_text("Reading the prompt")
+    page.locator("#stop").click()
+    expect(column(first, "browser").locator(".state")).to_have_text("Stopped.")
+    expect(page.locator("#ask")).to_be_enabled()
+    page.locator("#length").select_option("16")
+    exchange = ask(page, "browser")
+    assert column(exchange, "browser").locator(".text").inner_text().strip()
+    page.locator("#question").fill(" ")
+    page.keyboard.press("Enter")
+    expect(page.locator("#complaint")).to_have_text("Type a question first.")
+
+
+def test_the_second_visit_fetches_no_weights_and_shows_both_times(loaded: tuple[Visit, Page]) -> None:
+    visit, _ = loaded
+    page = visit.open()
+    expect(page.locator("body")).to_have_attribute("data-model", "ready")
+    assert len(visit.weights) == 1
+    expect(page.locator("#times-storage")).to_have_text("From storage, now")
+    assert re.search(r"Weights\s[\d.]+ m?s\s[\d.]+ m?s", page.locator("#times").inner_text())
+    page.close()
+
+
+def test_with_the_server_gone_the_browser_answers_on(loaded: tuple[Visit, Page], server: Serving) -> None:
+    _, page = loaded
+    server.process.kill()
+    server.process.wait(20)
+    exchange = ask(page, "browser", "slm")
+    answer = column(exchange, "browser")
+    assert answer.locator(".text").inner_text().strip()
+    expect(answer.locator(".note").first).to_have_text(
+        "The server is not there: answered from the reference text alone."
+    )
+    expect(answer.locator(".verdict")).to_have_text("Not judged: the server, which judges, is not there.")
+    expect(column(exchange, "slm").locator(".failure")).to_contain_text("The server is not there.")
+    # Another way of running needs code and weights again: both are at hand.
+    page.locator("#window").select_option("2048")
+    expect(page.locator("body")).to_have_attribute("data-model", "starting")
+    expect(page.locator("body")).to_have_attribute("data-model", "ready")
+    page.locator("#reference").fill("")
+    exchange = ask(page, "browser")
+    expect(column(exchange, "browser").locator(".failure")).to_contain_text("no reference text to answer from")
+
+
+# What can go wrong, each with a sentence and a way on
+
+
+@pytest.fixture(scope="module")
+def another(browser: Browser, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(tmp_path_factory.mktemp("faults") / "serve.log") as one:
+        yield one
+
+
+@pytest.fixture
+def visit(browser: Browser, another: Serving) -> Iterator[Visit]:
+    with visiting(browser, another) as visit:
+        yield visit
+
+
+def test_a_damaged_file_is_fetched_again(visit: Visit) -> None:
+    cut = [True]
+
+    def some(route: Route) -> None:
+        if cut:
+            route.fulfill(body=b"GGUF and no more", content_type="application/octet-stream")
+            cut.clear()
+        else:
+            route.continue_()
+
+    page = visit.open()
+    page.route("**/*.gguf", some)
+    page.locator("#start").click()
+    expect(complaint(page)).to_contain_text("it has 16 bytes and should have 98,362,432")
+    assert page.evaluate("async () => (await (await navigator.storage.getDirectory()).keys().next()).value") is not None
+    page.get_by_role("button", name="Fetch again").click()
+    expect(page.locator("body")).to_have_attribute("data-model", "ready")
+    assert len(visit.weights) == 2
+
+
+def test_a_file_of_other_bytes_is_not_started(visit: Visit) -> None:
+    def other(route: Route, _: Request) -> None:
+        found = route.fetch().json()
+        found["models"][0]["sha256"] = "0" * 64
+        route.fulfill(json=found)
+
+    page = visit.context.new_page()
+    page.route("**/ondevice/models", other)
+    page.goto(f"{visit.url}/ondevice")
+    page.locator("#start").click()
+    expect(complaint(page)).to_contain_text("its SHA-256 is not its publisher’s")
+    expect(page.locator("body")).to_have_attribute("data-model", "idle")
+
+
+def test_a_browser_that_refuses_storage_goes_on_and_says_so(visit: Visit) -> None:
+    visit.context.add_init_script(
+        "if (navigator.storage) navigator.storage.getDirectory = () => Promise.reject(new DOMException('It is off', 'SecurityError'))"
+    )
+    page = visit.open(way="auto")
+    page.locator("#start").click()
+    expect(page.locator("body")).to_have_attribute("data-model", "ready")
+    expect(page.locator("#model-notes .note")).to_contain_text("This browser refuses to keep the weights (It is off)")
+    expect(page.locator("#why li").first).to_have_text("Not on the graphics card: the browser offers no adapter.")
+    expect(page.locator("#model-state")).to_contain_text("on the processor (WebAssembly)")
+
+
+def test_without_simd_the_servers_models_can_still_be_asked(visit: Visit) -> None:
+    visit.context.add_init_script("WebAssembly.validate = () => false")
+    page = visit.open()
+    expect(complaint(page)).to_contain_text("This browser’s WebAssembly lacks SIMD")
+    exchange = ask(page, "browser", "slm", question="What is BM25?")
+    expect(column(exchange, "browser").locator(".failure")).to_contain_text("is not started")
+    assert column(exchange, "slm").locator(".text").inner_text().strip()
+
+
+def test_too_little_memory_is_told_with_a_smaller_way(visit: Visit) -> None:
+    visit.context.add_init_script(
+        """
+        const Whole = Blob;
+        window.Blob = function (parts, options) {
+          const worker = typeof parts?.[0] === "string" && parts[0].includes("RUN_OPTIONS");
+          const none = "WebAssembly.Memory = function () { throw new RangeError('could not allocate memory'); };";
+          return new Whole(worker && !window.enough ? [none, ...parts] : parts, options);
+        };
+        window.Blob.prototype = Whole.prototype;
+        """
+    )
+    page = visit.open(way="threads", window="8192")
+    page.locator("#start").click()
+    expect(complaint(page)).to_contain_text("There was not enough memory")
+    page.evaluate("() => { window.enough = true; }")
+    page.get_by_role("button", name="Try one thread and a short window").click()
+    expect(page.locator("body")).to_have_attribute("data-model", "ready")
+    expect(page.locator("#model-state")).to_contain_text("one thread")
+
+
+def test_a_software_adapter_is_not_called_webgpu(another: Serving, browser: Browser) -> None:
+    path = find_browser()
+    flags = "--no-sandbox --enable-unsafe-webgpu --disable-quic --no-first-run --disable-background-networking"
+    software = browser.browser_type.launch(executable_path=path, args=flags.split())
+    try:
+        with visiting(software, another) as visit:
+            page = visit.open(way="gpu")
+            page.locator("#start").click()
+            expect(page.locator("body")).to_have_attribute("data-model", "ready")
+            expect(page.locator("#model-state")).to_contain_text("on the processor (WebAssembly)")
+            why = page.locator("#why li").first.inner_text()
+            assert why.startswith("Not on the graphics card: "), why
+    finally:
+        software.close()

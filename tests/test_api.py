@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,36 +18,26 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import uvicorn
 
 from rag import __version__
 from rag.corpus.library import Attachments, Library
 from rag.errors import ModelUnreachable, PromptTooLong
-from rag.metrics import Metrics
 from rag.models.state import State
 from rag.serve import api, completions
 from rag.serve.completions import IGNORED, REFUSED, ChatRequest
 from rag.serve.server import application
 from rag.settings import Settings
 
+from . import serving
 from .conftest import open_library, until
 from .scripted import Reply, ScriptedLegs
+from .serving import ScriptedService
 
 QUESTION = "Where do zebras drink?"
 GOOD = "Zebras drink at the Mara river."
 REJECTED = "Zebras drink there since 1974."
 DOCS = Path(__file__).parent.parent / "docs" / "api.md"
 EACH = ("smallfirst-auto", "smallfirst-slm", "smallfirst-llm")
-
-
-class _Service(SimpleNamespace):
-    """What stands behind the doors, with scripted models in place of real ones."""
-
-    async def start(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 @dataclass
@@ -97,34 +86,18 @@ async def served(
     settings = settings.model_copy(update={"api_rate": 0, **chosen})
     turns: list[BaseException | None] = []
     observer = SimpleNamespace(begin=lambda _: None, record=lambda *_, error=None, **__: turns.append(error))
-    service = _Service(
-        settings=settings, library=library, legs=legs, observers=(observer,), metrics=Metrics(library, legs)
-    )
+    service = ScriptedService(settings, library, legs, [observer])
     app = application(service, "127.0.0.1")  # type: ignore[arg-type]
     key = chosen["api_keys"][0].get_secret_value() if "api_keys" in chosen else "none"
     async with contextlib.AsyncExitStack() as stack:
         url, transport = "http://127.0.0.1/v1", None if listening else httpx2.ASGITransport(app)
         if listening:
-            url = f"{await stack.enter_async_context(_listening(app))}/v1"
+            url = f"{await stack.enter_async_context(serving.listening(app))}/v1"
         http = httpx2.AsyncClient(
             base_url=url, transport=transport, trust_env=False, timeout=30, headers={"Authorization": f"Bearer {key}"}
         )
         client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http)
         yield Served(url, await stack.enter_async_context(client), http, service, turns)
-
-
-@asynccontextmanager
-async def _listening(app: Any) -> AsyncIterator[str]:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await serving
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, stream: bool, *earlier: str, **more: Any) -> tuple[str, Any]:

@@ -1,20 +1,15 @@
 """Who may call the API, and how often: keys, sign-in, this machine; over real sockets, as programs come."""
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx2
 import openai
 import pytest
-import uvicorn
 from pydantic import SecretStr
 
 from rag.errors import UserError
-from rag.metrics import Metrics
 from rag.serve import callers
 from rag.serve.server import application
 from rag.settings import Settings
@@ -22,6 +17,7 @@ from rag.settings import Settings
 from .conftest import open_library
 from .product import chat, free_port, signed_in
 from .scripted import ScriptedLegs
+from .serving import ScriptedService, listening
 
 KEY, OTHER = "one-key-of-two", "another-key"
 GOOD = "Zebras drink at the Mara river."
@@ -37,24 +33,9 @@ async def served(
     (tmp_path / "docs" / "animals.md").write_text("Zebras drink at the Mara river every morning.")
     settings = Settings(_env_file=None, data_dir=tmp_path / "data", cache_dir=tmp_path / "cache", **chosen)  # type: ignore[arg-type]
     library, legs = open_library(tmp_path / "docs", tmp_path / "cache"), ScriptedLegs([GOOD] * answers)
-
-    async def nothing() -> None:
-        pass
-
-    service = SimpleNamespace(
-        settings=settings, library=library, legs=legs, observers=(), metrics=Metrics(library, legs), start=nothing, close=nothing
-    )  # fmt: skip
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
-    server = uvicorn.Server(uvicorn.Config(application(service, listen), log_level="error"))  # type: ignore[arg-type]
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
-        library.close()
+    async with listening(application(ScriptedService(settings, library, legs), listen)) as url:  # type: ignore[arg-type]
+        yield url
+    library.close()
 
 
 def client(url: str, key: str = "none") -> openai.AsyncOpenAI:

@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import stat
 import threading
 import time
@@ -14,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -29,7 +27,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rag.corpus.documents import ingest
 from rag.corpus.library import Library
 from rag.errors import DocumentError
-from rag.metrics import Metrics
 from rag.serve import files as rooms
 from rag.serve.api_errors import ApiError
 from rag.serve.file_store import File, FileStore
@@ -42,6 +39,7 @@ from rag.turn.session import Session
 from . import files
 from .conftest import open_library, until
 from .scripted import ScriptedLegs
+from .serving import ScriptedService, socket_of_its_own
 
 MOST = 6
 NOTE = b"Zebras drink at the Mara river every morning."
@@ -92,18 +90,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )  # type: ignore[call-arg]  # fmt: skip
     library = open_library(docs, folder / "cache")
     legs = ScriptedLegs(["Zebras drink at the Mara river.", "Lions sleep under the acacia tree."])
-
-    async def nothing() -> None:
-        pass
-
-    service = SimpleNamespace(
-        settings=settings, library=library, legs=legs, observers=(), metrics=Metrics(library, legs),  # type: ignore[arg-type]
-        start=nothing, close=nothing,
-    )  # fmt: skip
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen()
-    running = uvicorn.Server(uvicorn.Config(application(service, "127.0.0.1"), log_level="error"))  # type: ignore[arg-type]
+    listening = socket_of_its_own()
+    app = application(ScriptedService(settings, library, legs), "127.0.0.1")  # type: ignore[arg-type]
+    running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=running.run, args=([listening],))
     thread.start()
     yield Server(f"http://127.0.0.1:{listening.getsockname()[1]}", settings, iter(keys), library)

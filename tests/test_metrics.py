@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -28,6 +27,7 @@ from rag.turn.session import Session
 
 from .conftest import open_library
 from .scripted import Reply, ScriptedLegs
+from .serving import ScriptedService
 
 QUESTION = "Where do zebras drink at the secretriver?"
 GOOD = "Zebras drink at the secretriver."
@@ -86,10 +86,7 @@ async def watched(tmp_path: Path, legs: Any, **chosen: Any) -> AsyncIterator[Wat
     (docs / "secretfile.md").write_text("# Secretheading\n\nZebras drink at the secretriver every morning.")
     settings = Settings(_env_file=None, cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", docs=docs, **chosen)  # type: ignore[call-arg]
     library = open_library(docs, tmp_path / "cache")
-    metrics = Metrics(library, legs)
-    watched = Watched(
-        SimpleNamespace(settings=settings, library=library, legs=legs, metrics=metrics, observers=(metrics,))
-    )
+    watched = Watched(ScriptedService(settings, library, legs))
     try:
         async with watched.client:
             yield watched

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -12,7 +11,6 @@ import pytest
 from rag import __version__
 from rag.corpus.library import Library, Progress
 from rag.errors import ModelUnreachable
-from rag.metrics import Metrics
 from rag.models.state import State
 from rag.serve.readiness import look
 from rag.serve.server import application
@@ -22,6 +20,7 @@ from rag.turn.cascade import Answered
 from rag.turn.session import Session
 
 from .scripted import ScriptedLegs
+from .serving import ScriptedService
 
 READY = State("ready")
 GONE = State("failed", detail="No model server at http://secret.host:1234/v1, and no /secret/weights.gguf.")
@@ -40,9 +39,7 @@ def service_of(
     library, legs = Library(settings), ScriptedLegs(["Zebras drink at the Mara river."] * 2, ["At the Mara river."] * 2)
     if read:
         library.update()
-    return SimpleNamespace(
-        settings=settings, library=library, legs=legs, observers=(), metrics=Metrics(library, legs)  # type: ignore[arg-type]
-    )  # fmt: skip
+    return ScriptedService(settings, library, legs)
 
 
 @asynccontextmanager

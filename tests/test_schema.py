@@ -1,7 +1,6 @@
 """What the schema says of every door for programs is what they do, asked with made-up requests, right and wrong ones."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import schemathesis
@@ -9,12 +8,12 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import NonFatalError, ScenarioFinished
 
-from rag.metrics import Metrics
 from rag.serve.server import application
 from rag.settings import Settings
 
 from .conftest import open_library
 from .scripted import ScriptedLegs
+from .serving import ScriptedService
 
 CONFIG: Final = {
     "seed": 8,
@@ -35,10 +34,6 @@ class _Always(list[str]):
         return self[0]
 
 
-async def _nothing() -> None:
-    pass
-
-
 def test_every_door_does_what_the_schema_says(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "zebras.md").write_text("Zebras drink at the Mara river every morning.")
@@ -49,10 +44,7 @@ def test_every_door_does_what_the_schema_says(tmp_path: Path) -> None:
         _env_file=None, docs=tmp_path / "docs", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", api_rate=0,
         allowed_hosts=("testserver",),
     )  # fmt: skip
-    service: Any = SimpleNamespace(
-        settings=settings, library=library, legs=legs, observers=(), start=_nothing, close=_nothing,
-        metrics=Metrics(library, legs),
-    )  # fmt: skip
+    service: Any = ScriptedService(settings, library, legs)
     schema = schemathesis.openapi.from_asgi(
         "/v1/openapi.json", application(service, "127.0.0.1"), config=SchemathesisConfig.from_dict(CONFIG)
     )

@@ -14,7 +14,9 @@ from .product import ROOT, api, free_port
 
 
 def test_it_imports_nothing_of_the_chat() -> None:
-    program = "import sys, rag.serve.server; print([name for name in sys.modules if name.partition('.')[0] == 'chainlit'])"
+    program = (
+        "import sys, rag.serve.server; print([name for name in sys.modules if name.partition('.')[0] == 'chainlit'])"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
 

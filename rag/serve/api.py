@@ -25,7 +25,6 @@ from rag.errors import DocumentError, RagError
 from rag.serve import completions
 from rag.serve.api_errors import ApiError, ApiRoute, declared
 from rag.serve.completions import MODELS, ChatRequest, Chunks, FileData, Wording
-from rag.serve.files import Files
 from rag.serve.service import Service
 from rag.serve.visitors import VISITOR
 from rag.turn import cascade
@@ -75,7 +74,7 @@ class Places:
         self.taken -= 1
 
 
-def router(service: Service, files: Files) -> APIRouter:
+def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", route_class=Numbered)
     places = Places(service.settings.api_turns)
 
@@ -105,7 +104,7 @@ def router(service: Service, files: Files) -> APIRouter:
     async def chat_completions(request: Request, wanted: Annotated[ChatRequest, Body()]) -> Response:
         """Answer the last question of a conversation from the documents."""
         completions.refuse(wanted)
-        return Reply(Asked(wanted, service, files, str(request.base_url).rstrip("/")), places)
+        return Reply(Asked(wanted, service, str(request.base_url).rstrip("/")), places)
 
     return routes
 
@@ -121,12 +120,12 @@ def _is_json(request: Request) -> None:
 class Asked:
     """A request on its way through one turn. Its session lasts as long as the turn."""
 
-    def __init__(self, wanted: ChatRequest, service: Service, files: Files, base: str) -> None:
+    def __init__(self, wanted: ChatRequest, service: Service, base: str) -> None:
         """`base` is the address of this server, as the client knows it. Raises ApiError."""
         self.wanted = wanted
         self.mode = MODELS[wanted.model]
         self._service = service
-        self._files = files
+        self._files = service.files
         self._base = base
         self._owner = VISITOR.get().owner
         *earlier, last = wanted.talk

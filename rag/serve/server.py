@@ -31,10 +31,9 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 def routers(service: Service) -> list[APIRouter]:
     """What programs ask for, wherever it is served."""
-    kept = files.Files(service.settings)
     answering = [
-        api.router(service, kept),
-        files.router(kept),
+        api.router(service),
+        files.router(service.files),
         documents.router(service.library),
         readiness.router(service),
         ondevice.router(service),

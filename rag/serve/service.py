@@ -1,4 +1,4 @@
-"""What answers behind the web doors of one process: the documents, the models, and who is told of each turn.
+"""What answers behind the web doors of one process: the documents, callers' files, the models, and who hears of each turn.
 
 Started and ended once, whichever doors there are: the chat with its API, or the API alone. Knows no route, no conversation
 and no user.
@@ -15,6 +15,7 @@ from rag.metrics import Metrics
 from rag.models.backend import Message
 from rag.models.legs import Legs
 from rag.models.places import LegName
+from rag.serve.files import Files
 from rag.settings import Settings
 from rag.telemetry import Telemetry
 from rag.turn import prompt
@@ -34,6 +35,7 @@ class Service:
         self.telemetry = Telemetry(settings.otlp_endpoint, __version__)
         self.metrics = Metrics(self.library, self.legs)
         self.observers: Sequence[Observer] = (self.telemetry, self.metrics)
+        self.files = Files(settings)
         self._background: set[asyncio.Task[Any]] = set()
         self._watching: asyncio.Task[None] | None = None
 
@@ -49,6 +51,7 @@ class Service:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+        await asyncio.to_thread(self.files.close)
         await asyncio.to_thread(self.library.close)
         await self.legs.close()
         await asyncio.to_thread(self.telemetry.close)

@@ -333,6 +333,55 @@ def test_without_simd_the_servers_models_can_still_be_asked(visit: Visit) -> Non
     assert column(exchange, "slm").locator(".text").inner_text().strip()
 
 
+def test_a_server_with_keys_is_given_one_that_only_this_tab_keeps(visit: Visit) -> None:
+    def keyed(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer open-sesame":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": {"message": "No API key was sent.", "code": "invalid_api_key"}})
+
+    page = visit.open()
+    page.route("**/v1/chat/completions", keyed)
+    exchange = ask(page, "slm", question="What is BM25?")
+    expect(column(exchange, "slm").locator(".failure")).to_contain_text("The server wants an API key")
+    page.locator("#key").fill("open-sesame")
+    exchange = ask(page, "slm", question="What is BM25?")
+    assert column(exchange, "slm").locator(".text").inner_text().strip()
+    assert "open-sesame" not in page.evaluate("() => JSON.stringify(localStorage)")
+
+
+def test_a_fetch_can_be_cancelled_and_begun_again(visit: Visit) -> None:
+    page = visit.open()
+    page.route("**/*.gguf", lambda route: None)  # the bytes never come
+    page.locator("#start").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#model-state")).to_contain_text("Not started.")
+    expect(page.locator("body")).to_have_attribute("data-model", "idle")
+    expect(page.locator("#start")).to_have_text("Start")
+
+
+def test_a_start_that_hangs_is_ended_and_said(visit: Visit) -> None:
+    asked: list[str] = []
+
+    def once(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            route.continue_()  # the page's own copy; what the worker then asks for never comes
+
+    visit.context.route("**/wllama.wasm", once)
+    page = visit.context.new_page()
+    page.clock.install()
+    page.goto(f"{visit.url}/ondevice")
+    expect(page.locator("#model option").first).to_be_attached()
+    page.locator("#start").click()
+    expect(page.locator("#model-state")).to_contain_text("Starting")
+    page.clock.fast_forward(61_000)
+    expect(complaint(page)).to_contain_text("Nothing has happened for 60 s")
+    page.get_by_role("button", name="Try one thread and a short window").click()
+    expect(page.locator("body")).to_have_attribute("data-model", "ready")
+    assert len(asked) == 2, "the copy in memory serves"
+
+
 def test_too_little_memory_is_told_with_a_smaller_way(visit: Visit) -> None:
     visit.context.add_init_script(
         """

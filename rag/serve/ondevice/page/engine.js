@@ -21,7 +21,7 @@ let code = null; // a promise of the engine's code as a Blob
 
 /** The engine's code, from now on in memory. */
 export function fetchCode() {
-  code ??= fetch(CODE).then((answer) => {
+  code ??= fetch(CODE, { signal: AbortSignal.timeout(START_S * 1000) }).then((answer) => {
     if (!answer.ok) throw new Error(String(answer.status));
     return answer.blob();
   });

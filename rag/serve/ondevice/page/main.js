@@ -117,7 +117,7 @@ async function answer(question, options, column, passages, signal) {
     if (engine === "browser") {
       if (!panel.engine.running) {
         column.phase("state.loading");
-        await started();
+        await Promise.race([started(), stopped(signal)]);
       }
       signal.throwIfAborted();
       column.model.textContent = panel.model.name;
@@ -147,6 +147,11 @@ async function started() {
     throw error instanceof Fault ? new Fault("fail.not_loaded", { detail: error.message }) : error;
   }
   if (!panel.engine.running) throw new Fault("fail.not_loaded", { detail: the("model-notes").textContent });
+}
+
+/** Fails when Stop is pressed. */
+function stopped(signal) {
+  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(new Stopped()), { once: true }));
 }
 
 function settled() {

@@ -28,7 +28,7 @@ export class Panel {
     if (WAYS.includes(way)) the("way").value = way;
     the("window").value = chosen;
     if (!the("window").value) the("window").value = "2048";
-    the("start").addEventListener("click", () => this.start().catch(() => {}));
+    the("start").addEventListener("click", () => (this.bringing ? this.cancel() : this.start().catch(() => {})));
     the("forget").addEventListener("click", () => this.forget());
     the("model").addEventListener("change", () => this.choose(the("model").value));
     for (const id of ["way", "window"]) {
@@ -80,7 +80,7 @@ export class Panel {
     }
     if (was && was !== this.model && (this.engine.running || this.bringing)) return this.start().catch(() => {});
     if (stored) return this.start().catch(() => {});
-    return this.say("model.idle", { name: this.model.name, size: megabytes(this.model.bytes) });
+    return this.idle();
   }
 
   /** Bring the weights and start; a start under way is given up for this one. Raises a Fault, which is shown too. */
@@ -88,7 +88,7 @@ export class Panel {
     this.bringing?.abort();
     const mine = (this.bringing = new AbortController());
     this.clear();
-    the("start").disabled = true;
+    put(the("start"), t("model.cancel"));
     this.changed();
     try {
       capability.check();
@@ -121,12 +121,21 @@ export class Panel {
     } finally {
       if (this.bringing === mine) {
         this.bringing = null;
-        the("start").disabled = false;
         the("progress").hidden = true;
         put(the("start"), t(this.engine.running ? "model.restart" : "model.start"));
         this.changed();
       }
     }
+  }
+
+  cancel() {
+    this.bringing.abort();
+    this.engine.stop();
+    this.idle();
+  }
+
+  idle() {
+    this.say("model.idle", { name: this.model.name, size: megabytes(this.model.bytes) });
   }
 
   async bring(model, signal) {

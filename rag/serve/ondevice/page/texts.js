@@ -59,6 +59,7 @@ const TEXTS = {
   "model.option": "{name} ({size} MB)",
   "model.license": "{license}, from {from}.",
   "model.start": "Start",
+  "model.cancel": "Cancel",
   "model.restart": "Start anew",
   "model.again": "Fetch again",
   "model.small": "Try one thread and a short window",

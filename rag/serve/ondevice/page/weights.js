@@ -73,13 +73,17 @@ async function sink(model, note) {
     if (!(error instanceof storage.Refused)) throw error;
     note("stored.refused", { detail: error.message });
   }
+  return inMemory();
+}
+
+function inMemory() {
   const chunks = [];
   return { write: async (chunk) => void chunks.push(chunk), abort: async () => {}, close: async () => new Blob(chunks) };
 }
 
-async function fetched(model, tell, note, signal) {
+async function fetched(model, { tell, note, signal }, store = true) {
   await onServer(model, tell, signal);
-  const target = await sink(model, note);
+  const target = store ? await sink(model, note) : inMemory();
   let done = 0;
   const broken = () => new Fault("wrong.broken_off", { done: done / 1e6, total: model.bytes / 1e6 }, "retry");
   try {
@@ -99,7 +103,10 @@ async function fetched(model, tell, note, signal) {
   } catch (error) {
     await target.abort();
     if (signal.aborted || error instanceof Fault) throw error;
-    if (error.name === "QuotaExceededError") throw new Fault("stored.no_room", {}, "retry");
+    if (error.name === "QuotaExceededError" && store) {
+      note("stored.no_room", {});
+      return fetched(model, { tell, note, signal }, false);
+    }
     throw done ? broken() : new Gone();
   }
 }
@@ -107,7 +114,7 @@ async function fetched(model, tell, note, signal) {
 /** The file, and where it came from: {file, from: "server" | "storage", ms}.
  *
  * `tell(key, {done, total})` hears how far it is, in bytes; `note(key, values)` what the user should know. */
-export async function bring(model, { tell, note, signal }) {
+export async function bring(model, options) {
   const began = performance.now();
   let file = null;
   try {
@@ -123,12 +130,12 @@ export async function bring(model, { tell, note, signal }) {
     throw corrupt(found);
   }
   try {
-    file = await fetched(model, tell, note, signal);
+    file = await fetched(model, options);
   } catch (error) {
     throw error instanceof Gone ? new Fault("wrong.gone_before", {}, "retry") : error;
   }
   const ms = performance.now() - began;
-  tell("model.checking", null);
+  options.tell("model.checking", null);
   const found = (await damage(file, model)) ?? ((await wrongHash(file, model)) ? ["hash", {}] : null);
   if (found) {
     await storage.remove(model.file);

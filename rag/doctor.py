@@ -358,7 +358,18 @@ CHECKS: tuple[Check, ...] = (
             Trouble(
                 "`Who reaches 0.0.0.0 would be let in unasked`",
                 "On a network the chat must know who comes.",
-                "`smallfirst users add NAME`, then `RAG_LOGIN=password smallfirst chat --host 0.0.0.0`.",
+                "`smallfirst users add NAME`, then `RAG_LOGIN=password smallfirst chat --host 0.0.0.0`; for"
+                " `smallfirst serve`, `RAG_API_KEYS`.",
+            ),
+            Trouble(
+                "Status 401, `No API key was sent` or `is not one of RAG_API_KEYS`",
+                "Where there are keys, programs need one, on this machine too.",
+                "The header `Authorization: Bearer KEY`; in OpenAI's clients, `api_key`.",
+            ),
+            Trouble(
+                "Status 429, `More than 120 requests in a minute`",
+                "One caller of the API asked so often.",
+                "Wait for as long as `Retry-After` says, or raise `RAG_API_RATE` (0: no limit).",
             ),
         ),
     ),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from pydantic import SecretStr
 
 from rag import doctor
@@ -737,6 +737,12 @@ async def test_a_port_is_free_ours_or_somebody_elses(settings: Settings, tmp_pat
         library.close()
     async with served(words.router()) as port:
         assert "sign in" in (await look("port", settings, port=port)).detail
+    alone = APIRouter()
+    alone.add_api_route("/healthz", lambda: {"status": "ok", "version": "0.1.0"})
+    async with served(alone) as port:
+        finding = await look("port", settings, port=port)
+        assert finding.status == "bad"
+        assert "`smallfirst serve` listens there" in finding.detail
     async with served() as port:
         finding = await look("port", settings, port=port)
         assert finding.status == "bad"
@@ -759,6 +765,7 @@ async def test_a_chat_for_anybody_or_nobody_is_told(settings: Settings) -> None:
     assert finding.status == "bad"
     assert "smallfirst users add" in finding.mend
     assert "X-Forwarded-User" in (await look("sign-in", changed(settings, login="header"), host="0.0.0.0")).detail
+    assert "has the key, too" in (await look("sign-in", changed(settings, api_keys=(SecretStr("a key"),)))).detail
 
 
 @pytest.mark.parametrize(

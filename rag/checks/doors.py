@@ -52,6 +52,8 @@ def port(subject: Subject) -> Seen:
         why = error.strerror or type(error).__name__
     if (state := _own_chat(host, wanted)) is not None:
         return ok(f"The chat runs at {host}:{wanted}{state}")
+    if _asked(host, wanted, "/healthz").keys() == {"status", "version"}:
+        why = "`smallfirst serve` listens there"
     other = wanted + 1 if 1024 <= wanted < 65535 else 8000
     return bad(f"{host}:{wanted} cannot be listened on: {why}",
                f"End what uses it, or choose another: smallfirst chat --port {other}")  # fmt: skip
@@ -59,22 +61,24 @@ def port(subject: Subject) -> Seen:
 
 def _own_chat(host: str, port: int) -> str | None:
     """A word on the Small First that listens there; None where it is somebody else."""
+    status = _asked(host, port, "/status")
+    if {"slm", "llm", "documents"} <= set(status):
+        return "".join(f", {SPOKEN[leg]} {status[leg]['state']}" for leg in LEGS)
+    if "turn.neither" in _asked(host, port, "/words?language=en"):  # which can be read by who is not signed in
+        return ", and asks who comes to sign in"
+    return None
+
+
+def _asked(host: str, port: int, path: str) -> dict[str, dict[str, str]]:
+    """The JSON object that is answered there; empty where there is none."""
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     # http.client knows no proxies.
     connection = http.client.HTTPConnection(here, port, timeout=ANSWER_S)
     with suppress(OSError, ValueError, http.client.HTTPException), closing(connection):
-
-        def asked(path: str) -> dict[str, dict[str, str]]:
-            connection.request("GET", path)
-            answer = json.loads(connection.getresponse().read(ANSWER_BYTES))
-            return answer if isinstance(answer, dict) else {}
-
-        status = asked("/status")
-        if {"slm", "llm", "documents"} <= set(status):
-            return "".join(f", {SPOKEN[leg]} {status[leg]['state']}" for leg in LEGS)
-        if "turn.neither" in asked("/words?language=en"):  # which can be read by who is not signed in
-            return ", and asks who comes to sign in"
-    return None
+        connection.request("GET", path)
+        answer = json.loads(connection.getresponse().read(ANSWER_BYTES))
+        return answer if isinstance(answer, dict) else {}
+    return {}
 
 
 def sign_in(subject: Subject) -> Seen:
@@ -88,11 +92,13 @@ def sign_in(subject: Subject) -> Seen:
         return of_text("bad", str(error))
     match settings.login:
         case "auto":
-            return ok(f"Whoever is on this machine is let in, and nobody else: the chat listens on {subject.host}")
+            who = f"Whoever is on this machine is let in, and nobody else: the chat listens on {subject.host}"
         case "password":
-            return ok(f"By password; {len(Users(settings.data_dir).names())} may")
+            who = f"By password; {len(Users(settings.data_dir).names())} may"
         case "header":
-            return ok(f"A proxy says who it is, in {settings.login_header}; it must delete that header from clients")
+            who = f"A proxy says who it is, in {settings.login_header}; it must delete that header from clients"
+    keys = len(settings.api_keys)
+    return ok(f"{who}; of the API, who has {'the key' if keys == 1 else f'one of {keys} keys'}, too" if keys else who)
 
 
 def origins(subject: Subject) -> Seen:

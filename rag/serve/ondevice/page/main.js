@@ -257,6 +257,7 @@ panel.changed = () => {
 };
 
 fill(document);
+the("model-fold").open = window.matchMedia("(min-width: 761px)").matches; // below, the question comes first
 restore();
 panel.changed();
 askJson("ondevice/opening").then(

@@ -89,6 +89,7 @@ export class Panel {
     const mine = (this.bringing = new AbortController());
     this.clear();
     put(the("start"), t("model.cancel"));
+    the("start").className = "quiet";
     this.changed();
     try {
       capability.check();
@@ -123,6 +124,7 @@ export class Panel {
         this.bringing = null;
         the("progress").hidden = true;
         put(the("start"), t(this.engine.running ? "model.restart" : "model.start"));
+        the("start").className = this.engine.running ? "quiet" : "main";
         this.changed();
       }
     }

@@ -179,6 +179,10 @@ function failed(error, column, signal) {
   }
   if (!(error instanceof Fault || error instanceof Refusal)) console.error(error);
   if (error instanceof Refusal && error.status === 401) the("key-fold").open = true;
+  if (column.engine === "browser" && error.way && !panel.engine.running) {
+    panel.fail(error); // the model broke down under the question
+    panel.changed();
+  }
   column.fail(error.message);
 }
 

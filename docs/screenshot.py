@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 ESCALATES = "What is the example price of output tokens?"
 STANDS = "What does a judge fall back on when a server returns no logprobs?"
 OF_A_PDF = "Which part of the latency depends on the length of the prompt?"
+OF_TWO = "What is the difference between a cascade and a router?"
 SILENT = "Which zebra won the regatta in Uruguay?"
 LIMIT_MS = 180_000
 
@@ -39,6 +40,23 @@ def ask(page: Page, question: str) -> None:
 def shoot(page: Page, name: str) -> None:
     page.wait_for_timeout(600)  # what moves has moved
     page.screenshot(path=HERE / f"{name}.png")
+
+
+def ondevice(browser: Browser, url: str) -> None:
+    """The same question to the model in the browser and to both of the server; the browser's is the server's small one."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=1.5)
+    page.goto(f"{url}/ondevice")
+    page.locator("#model").select_option("qwen2.5-coder-0.5b")
+    page.locator("#start").click()
+    expect(page.locator("body")).to_have_attribute("data-model", "ready", timeout=LIMIT_MS)
+    for engine in ("slm", "llm"):
+        page.locator(f"#ask-{engine}").check()
+    page.locator("#question").fill(OF_TWO)
+    page.keyboard.press("Enter")
+    page.locator("#stop").wait_for()
+    expect(page.locator("#stop")).to_be_hidden(timeout=LIMIT_MS)
+    page.wait_for_timeout(600)
+    page.screenshot(path=HERE / "ondevice.png", full_page=True)
 
 
 def main() -> None:
@@ -87,6 +105,8 @@ def main() -> None:
             ask(page, STANDS)
             page.get_by_test_id("receipt-toggle").last.click()
             shoot(page, "ukrainian")
+
+            ondevice(browser, url)
         browser.close()
 
 

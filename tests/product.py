@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -38,41 +38,23 @@ def chat(
     keeps is thrown away with it, unless RAG_DATA_DIR says where. If it is to be `killed`, it cannot say a last word.
     """
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data, log.open("w") as out:
+    headers: dict[str, str] = {}
+
+    def can_answer() -> bool:
+        if users and not headers:
+            headers.update(signed_in(url, *next(iter(users.items()))))
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/status", None, headers), timeout=2) as answer:
+            status = json.load(answer)
+        return not ready or all(status[leg]["state"] in ("ready", "remote") for leg in ("slm", "llm"))
+
+    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data:
         inherited = {"RAG_DATA_DIR": data, **os.environ, **environment}
         if users is not None:
             inherited["RAG_LOGIN"] = "password"
         for name, password in (users or {}).items():
             smallfirst("users", "add", name, "--password-stdin", typed=password, **inherited)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rag.cli", "chat", "--no-open", "--port", str(port)],
-            cwd=ROOT, env=inherited, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        headers: dict[str, str] = {}
-        try:
-            deadline = time.monotonic() + READY_LIMIT_S
-            while True:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                try:
-                    if users and not headers:
-                        headers = signed_in(url, *next(iter(users.items())))
-                    with urllib.request.urlopen(
-                        urllib.request.Request(f"{url}/status", None, headers), timeout=2
-                    ) as answer:
-                        status = json.load(answer)
-                    if not ready or all(status[leg]["state"] in ("ready", "remote") for leg in ("slm", "llm")):
-                        break
-                except OSError:
-                    pass
-                time.sleep(0.1)
+        with running(["chat", "--no-open", "--port", str(port)], log, can_answer, inherited, killed=killed):
             yield url
-        finally:
-            if killed:
-                process.kill()
-            else:
-                process.terminate()
-            process.wait(20)
 
 
 @contextmanager
@@ -84,25 +66,47 @@ def api(
     What it keeps is thrown away with it, unless RAG_DATA_DIR says where.
     """
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data, log.open("w") as out:
+
+    def can_answer() -> bool:
+        with urllib.request.urlopen(f"{url}/{'readyz' if ready else 'healthz'}", timeout=2):
+            return True
+
+    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data:
+        inherited = {"RAG_DATA_DIR": data, **os.environ, **environment}
+        with running(["serve", "--port", str(port), *arguments], log, can_answer, inherited) as process:
+            yield url, process
+
+
+@contextmanager
+def running(
+    command: Iterable[str],
+    log: Path,
+    can_answer: Callable[[], bool],
+    environment: Mapping[str, str],
+    *,
+    killed: bool = False,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A command of ours from when it can answer (an OSError is a no) until it is no longer needed."""
+    with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "rag.cli", "serve", "--port", str(port), *arguments],
-            cwd=ROOT, env={"RAG_DATA_DIR": data, **os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "rag.cli", *command],
+            cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             deadline = time.monotonic() + READY_LIMIT_S
             while True:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
-                try:
-                    with urllib.request.urlopen(f"{url}/{'readyz' if ready else 'healthz'}", timeout=2):
+                with suppress(OSError):
+                    if can_answer():
                         break
-                except OSError:  # nobody listens yet, or it says 503
-                    pass
                 time.sleep(0.1)
-            yield url, process
+            yield process
         finally:
-            process.terminate()
+            if killed:
+                process.kill()
+            else:
+                process.terminate()
             process.wait(20)
 
 

@@ -431,7 +431,7 @@ async def test_after_many_wrong_tries_an_address_must_wait_whatever_names_it_tri
     assert (await sign_in(site, "carl", USERS["carl"], "2001:db8:1::1")).status_code == 200
 
 
-async def test_a_link_to_a_conversation_survives_signing_in(site: Server) -> None:
+async def test_a_link_to_a_conversation_or_page_survives_signing_in(site: Server) -> None:
     thread_id = str(uuid4())
     async with browser(site) as client:
         asked = await client.get(f"/thread/{thread_id}")
@@ -446,6 +446,12 @@ async def test_a_link_to_a_conversation_survives_signing_in(site: Server) -> Non
         assert (there.status_code, there.headers["location"]) == (303, f"/thread/{thread_id}")
         assert (await client.get(f"/thread/{thread_id}")).status_code == 200
         assert (await client.get("/")).status_code == 200, "once"
+    async with browser(site) as client:
+        asked = await client.get("/ondevice")
+        assert (asked.status_code, asked.headers["location"]) == (303, "/login")
+        await client.post("/login", data={"username": "carl", "password": USERS["carl"]})
+        there = await client.get("/")
+        assert (there.status_code, there.headers["location"]) == (303, "/ondevice")
     async with browser(site) as client:
         for elsewhere in ("/thread/..%2f..%2fx", "/thread/https:%2f%2fevil.example", "/thread/", "/"):
             asked = await client.get(elsewhere)

@@ -24,10 +24,12 @@ from rag.serve.service import Service
 from rag.settings import Settings
 from rag.turn import cascade
 from rag.turn.session import Session
+from rag.words import LANGUAGES, say, told
 from scripts import vendor_wllama
 
 from .conftest import CORPUS, until
 from .scripted import SURE, Reply, ScriptedLegs
+from .test_words import keys_in
 
 QUESTION = "What is the example price of output tokens?"
 ANSWER = "The example price of output tokens is 1.60 dollars per million tokens."
@@ -122,16 +124,56 @@ def test_no_file_of_the_page_names_another_site() -> None:
         assert found <= {"http://www.w3.org/2000/svg"}, path.name
 
 
-def test_every_text_of_the_page_is_written_and_used() -> None:
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in FILES.iterdir() if path.name != "texts.js")
-    keys = set(re.findall(r'^  "([\w.]+)":', (FILES / "texts.js").read_text(encoding="utf-8"), re.MULTILINE))
-    families = [family for family in set(re.findall(r"`([\w.]+?)\$\{", sources)) if "." in family]
-    plain = set(re.findall(r"[\"']([a-z_]+\.[\w.]+)[\"']", sources))
-    used = {key for key in keys if key in plain or any(key.startswith(family) for family in families)}
-    assert keys == used, "a text that nobody says"
-    first = {key.split(".")[0] for key in keys}
-    missing = {key for key in plain - keys if key.split(".")[0] in first and not key.endswith((".js", ".css"))}
-    assert missing == set(), "a key without its text"
+# Its words
+
+
+BLOCK = re.compile(r'<script id="texts" type="application/json">(.*?)</script>', re.DOTALL)
+
+
+def test_the_page_is_given_the_texts_that_it_names_and_no_other() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in FILES.iterdir() if path.suffix in (".js", ".html")]
+    named = {key for source in sources for key in keys_in(source)}
+    assert page.texts("en").keys() - {"ondevice.noscript"} == named
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+async def test_the_page_comes_with_all_its_texts_in_the_language_of_the_browser(here: Here, language: str) -> None:
+    answer = await here.client.get("/ondevice", headers={"Accept-Language": f"de;q=0.9, {language}"})
+    assert f'<html lang="{language}">' in answer.text
+    title = told(say("ondevice.title"), language)
+    assert f"<title>{title} · Small First</title>" in answer.text
+    assert told(say("ondevice.noscript"), language) in answer.text
+    (block,) = BLOCK.findall(answer.text)
+    texts = json.loads(block)
+    assert texts == page.texts(language)
+    assert texts["ondevice.title"] == title
+    assert answer.headers["content-language"] == language
+    assert answer.headers["vary"] == "Accept-Language"
+
+
+async def test_a_page_is_sent_again_only_in_another_language(here: Here) -> None:
+    def asking(language: str, tag: str = "") -> dict[str, str]:
+        return {"Accept-Language": language, "If-None-Match": tag}
+
+    first = await here.client.get("/ondevice", headers=asking("uk"))
+    assert first.headers["cache-control"] == "no-cache"
+    again = await here.client.get("/ondevice", headers=asking("uk", f'"other", W/{first.headers["etag"]}'))
+    assert (again.status_code, again.content) == (304, b"")
+    for name in ("etag", "vary", "content-language", "content-security-policy", "cross-origin-embedder-policy"):
+        assert again.headers[name] == first.headers[name]
+    other = await here.client.get("/ondevice", headers=asking("sv", first.headers["etag"]))
+    assert other.status_code == 200
+
+
+async def test_no_text_ends_the_block_that_it_stands_in(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "</script><!-- <script> & \u2028"
+    monkeypatch.setattr(page, "catalogue", lambda language: {"ondevice.title": text})
+    page._written.cache_clear()
+    try:
+        answer = await here.client.get("/ondevice")
+        assert json.loads(BLOCK.findall(answer.text)[0]) == {"ondevice.title": text}
+    finally:
+        page._written.cache_clear()
 
 
 async def test_wllama_is_the_one_that_was_looked_at(here: Here) -> None:
@@ -151,7 +193,7 @@ async def test_wllama_is_the_one_that_was_looked_at(here: Here) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/ondevice/page.py", "/ondevice/../page.py", "/ondevice/%2e%2e/page.py", "/ondevice/..%2fpage.py",
+        "/ondevice/page.py", "/ondevice/index.html", "/ondevice/../page.py", "/ondevice/%2e%2e/page.py", "/ondevice/..%2fpage.py",
         "/ondevice//etc/passwd", "/ondevice/vendor/3.8.1/..%2f..%2fpage.py", "/ondevice/vendor/3.8.0/wllama.wasm",
         f"/ondevice/models/{'0' * 16}-{SMALL.name}.gguf", f"/ondevice/models/{SMALL.filename}",
         "/ondevice/models/..%2f..%2fetc%2fpasswd", "/ondevice/models/%00.gguf",
@@ -287,6 +329,9 @@ async def test_where_the_documents_are_silent_no_model_is_to_be_asked(here: Here
     assert found["silent"]
     assert found["messages"] == []
     assert found["answer"]
+    here.client.headers["Accept-Language"] = "uk"
+    ours = await here.post("prompt", question="Which zebra won the Uruguayan regatta?")
+    assert ours["answer"] == told(say("turn.not_found_no_word"), "uk")
 
 
 # The verdict
@@ -299,6 +344,19 @@ async def test_the_verdict_is_the_turns_own(here: Here) -> None:
     assert found["with_logprobs"]
     assert found["answer"] == turn.answer
     assert [one["source"] for one in found["citations"]] == ["token-costs.pdf"]
+
+
+async def test_the_verdict_is_told_in_the_language_of_the_browser(here: Here) -> None:
+    question = "What is the example price of input tokens?"
+    _, turn = await sent_to_small_leg(here, question, answer="It is 999 dollars.")
+    here.client.headers["Accept-Language"] = "sv-SE"
+    found = await here.post(
+        "verdict", question=question, answer="It is 999 dollars.", tokens=written("It is 999 dollars.")
+    )
+    assert found["verdict"]["reason"] == told(turn.verdict.reason, "sv") != turn.verdict.reason
+    assert found["notes"] == [told(note, "sv") for note in turn.notes]
+    long = await here.client.post("/ondevice/verdict", json={"question": LONG[:19000], "answer": ANSWER})
+    assert long.json()["error"]["message"].startswith("Frågan är för lång")
 
 
 async def test_what_the_model_was_unsure_of_counts_and_tokens_that_do_not_fit_do_not(here: Here) -> None:

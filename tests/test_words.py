@@ -32,11 +32,11 @@ ADDED = {"auth.login.errors.too many requests"}
 """Its login page looks a refusal up by the words of its status, and has none for this one."""
 
 SAME = {
-    "ms": {"Beta", "Idea", "S"},
-    "pl": {"Beta", "Limit:", "S"},
-    "sv": {"Beta", "S"},
-    "uk": {"S"},
-    "zh-TW": {"S"},
+    "ms": {"Beta", "Idea", "S", "SLM", "LLM"},
+    "pl": {"Beta", "Limit:", "S", "SLM", "LLM"},
+    "sv": {"Beta", "S", "SLM", "LLM", "{count} tokens"},
+    "uk": {"S", "SLM", "LLM"},
+    "zh-TW": {"S", "SLM", "LLM"},
 }
 """Texts that are the same in English. A text without letters of its own is none of them."""
 
@@ -186,7 +186,13 @@ NO_KEYS = {"chat.completion"}
 """Literals that only look like one: OpenAI's name of an answer."""
 LISTED = re.compile(rf"\bwords:((?:\s+{KEY})+)")
 PYTHON = [ROOT / "app.py", *sorted((ROOT / "rag").rglob("*.py"))]
-PAGE = sorted(file for ending in ("*.js", "*.jsx") for file in (ROOT / "public").rglob(ending))
+ONDEVICE = ROOT / "rag" / "serve" / "ondevice" / "page"
+PAGE = sorted(
+    file
+    for folder in (ROOT / "public", ONDEVICE)
+    for ending in ("*.js", "*.jsx", "*.html")
+    for file in folder.rglob(ending)
+)
 
 
 def keys_in(source: str) -> set[str]:

@@ -58,7 +58,9 @@ OPEN: Final = re.compile(
 HEALTH: Final = re.compile(r"/(health|healthz|readyz)")
 # Where Chainlit's page may be opened; whoever is not signed in is sent to /login from there.
 PAGES: Final = re.compile(r"/|/login/callback|/env|/ondevice|/(?:element|share)/[^/]*|/thread(?:/([^/]*))?")
-THREAD_ID: Final = re.compile(r"[0-9a-f-]{36}")
+ON_DEVICE: Final = "ondevice"
+# By a conversation's id, or the page in the browser.
+WANTED: Final = re.compile(rf"[0-9a-f-]{{36}}|{ON_DEVICE}")
 
 # In Socket.IO's spelling: the acknowledged connection, and Chainlit's event for "load this page again".
 CONNECTED: Final = "40"
@@ -257,7 +259,7 @@ class Door:
         self.keys = keys
         self.cookie = cookie
         self.wanted = f"wanted-{cookie}"
-        """A link to a conversation that was opened by somebody who had to sign in first."""
+        """Which conversation, or other page, somebody wanted to open who had to sign in first."""
         self.root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -265,9 +267,14 @@ class Door:
             await self.app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        if scope["type"] == "http" and KEYED.fullmatch(scope["path"].removeprefix(self.root_path)):
+        who = self.login.who(connection, self.cookie)
+        unasked = self.login.how == "auto" and bool(self.keys)  # who is let in unasked has not signed in
+        keyed = scope["type"] == "http" and KEYED.fullmatch(scope["path"].removeprefix(self.root_path))
+        if keyed and (unasked or not isinstance(who, Pass)):
             try:
                 program = self.keys.visitor(connection)
+                if program is None and unasked:
+                    raise unknown(self.keys, connection)
             except ApiError as error:
                 await error.response()(scope, receive, send)
                 return
@@ -275,10 +282,6 @@ class Door:
                 VISITOR.set(program)
                 await self.app({**scope, "headers": carrying(scope["headers"], self.cookie, None)}, receive, send)
                 return
-            if self.keys and self.login.how == "auto":  # who is let in unasked has not signed in
-                await unknown(self.keys, connection).response()(scope, receive, send)
-                return
-        who = self.login.who(connection, self.cookie)
         signed = who if isinstance(who, Pass) else None
         address = network(connection.client.host) if connection.client else ""
         language = language_of(connection.headers.get("accept-language", ""))
@@ -289,7 +292,7 @@ class Door:
             if signed is None:
                 await send({"type": "websocket.close", "code": 1008})  # before the handshake: the client sees 403
             else:
-                wire = Wire(receive, send, signed, reload=THREAD_ID.fullmatch(wanted) is not None)
+                wire = Wire(receive, send, signed, reload=WANTED.fullmatch(wanted) is not None)
                 await self.app(scope, wire.receive, wire.send)
             return
         answer = self._instead(scope, who, wanted, language)
@@ -300,9 +303,9 @@ class Door:
         """What is answered in the place of the application, if anything."""
         path, reading = scope["path"].removeprefix(self.root_path), scope["method"] in ("GET", "HEAD")
         if isinstance(who, Pass):
-            if path != "/" or not reading or not THREAD_ID.fullmatch(wanted):
+            if path != "/" or not reading or not WANTED.fullmatch(wanted):
                 return None
-            there = self._go(f"/thread/{wanted}")
+            there = self._go(f"/{wanted}" if wanted == ON_DEVICE else f"/thread/{wanted}")
             there.delete_cookie(self.wanted)
             return there
         if HEALTH.fullmatch(path) or self._preflight(scope):
@@ -312,8 +315,9 @@ class Door:
                 return None
             if reading and (page := PAGES.fullmatch(path)):
                 there = self._go("/login")
-                if THREAD_ID.fullmatch(page[1] or ""):
-                    there.set_cookie(self.wanted, page[1], max_age=WANTED_S, httponly=True, samesite="lax")
+                wants = ON_DEVICE if path == f"/{ON_DEVICE}" else page[1] or ""
+                if WANTED.fullmatch(wants):
+                    there.set_cookie(self.wanted, wants, max_age=WANTED_S, httponly=True, samesite="lax")
                 return there
         status = 403 if self.login.how == "auto" else 401
         why = told(who, language)

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, Route, expect
 
+from rag.words import say, told
+
 from ..product import READY_LIMIT_S, ROOT, free_port
 from ..run import find_browser
 from .test_page import faults
@@ -112,7 +114,8 @@ def server(browser: Browser, small_weights: Path, tmp_path_factory: pytest.TempP
 
 @contextmanager
 def visiting(browser: Browser, server: Serving, **options: Any) -> Iterator[Visit]:
-    visit = Visit(browser.new_context(locale="en-US", viewport={"width": 1100, "height": 900}, **options), server.url)
+    chosen = {"locale": "en-US", "viewport": {"width": 1100, "height": 900}, **options}
+    visit = Visit(browser.new_context(**chosen), server.url)
     try:
         yield visit.watch()
     finally:
@@ -276,6 +279,22 @@ def another(browser: Browser, small_weights: Path, tmp_path_factory: pytest.Temp
 def visit(browser: Browser, another: Serving) -> Iterator[Visit]:
     with visiting(browser, another) as visit:
         yield visit
+
+
+@pytest.mark.parametrize(("locale", "language"), [("uk-UA", "uk"), ("sv-FI", "sv"), ("zh-Hant-HK", "zh-TW")])
+def test_the_page_speaks_the_language_of_the_browser(
+    browser: Browser, another: Serving, locale: str, language: str
+) -> None:
+    with visiting(browser, another, locale=locale) as visit:
+        page = visit.open()
+        assert page.title() == f"{told(say('ondevice.title'), language)} · Small First"
+        assert page.locator("html").get_attribute("lang") == language
+        for window, key in ((1024, "window_quickest"), (2048, "tokens"), (8192, "window_most")):
+            option = page.locator(f'#window option[value="{window}"]')
+            assert option.text_content() == told(say(f"ondevice.{key}", count=window), language)
+        page.locator("#ask").click()
+        expect(page.locator("#complaint")).to_have_text(told(say("ondevice.ask_empty"), language))
+        assert faults(page) == []
 
 
 def test_a_damaged_file_is_fetched_again(visit: Visit) -> None:

@@ -21,7 +21,7 @@ from rag.corpus import documents
 from rag.corpus.documents import Ingest, Passage
 from rag.corpus.index import BM25Index, Hit, SmallEngine
 from rag.corpus.library import Library
-from rag.errors import UserError
+from rag.errors import RagError, UserError
 from rag.models.answer import Answer
 from rag.models.backend import Draft, Message, Piece
 from rag.models.places import LegName
@@ -31,13 +31,14 @@ from rag.models.weights import CATALOGUE
 from rag.serve.api_errors import ApiRoute
 from rag.serve.ondevice.shelf import DEFAULT
 from rag.serve.service import Service
+from rag.serve.visitors import VISITOR
 from rag.settings import Settings
 from rag.trace import Trace
 from rag.turn import cascade, confidence, prompt
 from rag.turn.cascade import Turn
 from rag.turn.confidence import Grounds, Verdict
 from rag.turn.session import Exchange, Session
-from rag.words import say
+from rag.words import say, told, translated
 
 REFERENCE: Final = "reference.txt"
 """What the reference text is called among the sources."""
@@ -102,7 +103,7 @@ def router(service: Service) -> APIRouter:
     async def prompted(asked: Asked) -> dict[str, Any]:
         turn, source = await _turn(service, asked, "slm", None)
         sent = turn.prompts.get("slm")
-        return {
+        answer = {
             "messages": sent.messages if sent else [],
             "silent": sent is None,
             "answer": turn.answer if sent is None else "",
@@ -112,6 +113,7 @@ def router(service: Service) -> APIRouter:
             "notes": [] if sent is None else _before(turn),
             "ledger": sent.ledger if sent else {},
         }
+        return _spoken(answer)
 
     @routes.post("/ondevice/verdict")
     async def verdict(asked: Judging) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def router(service: Service) -> APIRouter:
         turn, source = await _turn(service, asked, leg, asked)
         found = turn.verdict if leg == "slm" else _judged(turn, source, service.settings)
         signals = found.signals if found else None
-        return {
+        answer = {
             "verdict": found.to_dict() if found else None,
             "refused": turn.refused,
             "answer": turn.answer,
@@ -127,6 +129,7 @@ def router(service: Service) -> APIRouter:
             "with_logprobs": signals is not None and signals.mean_logprob is not None,
             "notes": list(turn.notes),
         }
+        return _spoken(answer)
 
     return routes
 
@@ -175,13 +178,13 @@ class _Source:
         self.pasted = frozenset(passage.id for passage in passages)
 
     def told(self, hit: Hit) -> dict[str, Any]:
-        """A hit with its place in words, and its address here; None for the page's own text."""
+        """A hit with its address here; None for the page's own text."""
         passage = hit.passage
         address = None
         if passage.id not in self.pasted:
             page = "" if passage.page is None else f"#page={passage.page}"
             address = f"v1/documents/{quote(passage.source, safe='/')}{page}"
-        return {**hit.to_dict(), "place": passage.place, "address": address}
+        return {**hit.to_dict(), "address": address}
 
 
 class _Nothing(Library):
@@ -218,7 +221,7 @@ async def _turn(service: Service, asked: Asked, leg: LegName, judged: Judging | 
     async with aclosing(events):
         async for event in events:
             if isinstance(event, cascade.Failed):
-                raise event.error
+                raise _spoken_error(event.error)
             if isinstance(event, cascade.Answered):
                 return event.turn, source
     raise AssertionError("a turn ends with its answer, or with why there is none")
@@ -228,6 +231,16 @@ async def _turn(service: Service, asked: Asked, leg: LegName, judged: Judging | 
 def _read(reference: str, passage_chars: int) -> tuple[Ingest, list[Passage]]:
     """In this process: it is plain text, there is nothing in it to take apart."""
     return documents.ingest(reference.encode("utf-8", "replace"), REFERENCE, passage_chars)
+
+
+def _spoken(answer: dict[str, Any]) -> dict[str, Any]:
+    """The same in the language of whoever asks: the reason, the notes, and what is said in the place of an answer."""
+    return translated(answer, VISITOR.get().language)  # type: ignore[no-any-return]
+
+
+def _spoken_error(error: RagError) -> RagError:
+    error.args = (told(error.told, VISITOR.get().language), *error.args[1:])
+    return error
 
 
 def _before(turn: Turn) -> list[str]:

@@ -9,6 +9,8 @@ import { t } from "./texts.js";
 import * as wording from "./wording.js";
 
 const HISTORY = 3;
+// As an earlier turn without an answer is told to a model (rag/turn/prompt.py), whatever language the page speaks.
+const REFUSED = "I don't know.";
 
 /** What both POSTs of ours are sent. */
 function asked(question, { reference, retrieve, history, model, window, max_tokens }) {
@@ -18,7 +20,7 @@ function asked(question, { reference, retrieve, history, model, window, max_toke
 /** The prompt, and what was found for it; from the reference text alone where the server does not help. */
 async function prompted(question, options, column, signal) {
   const { reference, opening, model, window } = options;
-  if (!reference.trim() && !options.retrieve) throw new Fault("fail.nothing");
+  if (!reference.trim() && !options.retrieve) throw new Fault("ondevice.fail_nothing");
   let why;
   try {
     return await askJson("ondevice/prompt", { body: asked(question, options), signal });
@@ -29,32 +31,32 @@ async function prompted(question, options, column, signal) {
     if (error instanceof Refusal && ![401, 403, 404, 429].includes(error.status) && error.status < 500) throw error;
     why = error;
   }
-  if (!reference.trim() || !opening) throw why instanceof Gone ? new Fault("fail.gone_nothing") : why;
-  const note = why instanceof Gone ? "note.gone" : why.status === 401 ? "note.key" : "note.refused";
-  column.note(t(note, { detail: why.message.replace(/\.$/, "") }));
+  if (!reference.trim() || !opening) throw why instanceof Gone ? new Fault("ondevice.fail_gone_nothing") : why;
+  const note = why instanceof Gone ? "ondevice.note_gone" : why.status === 401 ? "ondevice.note_key" : "ondevice.note_refused";
+  column.note(t(note, { detail: why.message.replace(/[.。]$/, "") }));
   const evidence = wording.nearest(question, reference, opening.passage_chars);
-  if (evidence.length < reference.trim().length) column.note(t("note.reference_cut"));
+  if (evidence.length < reference.trim().length) column.note(t("ondevice.note_reference_cut"));
   return { messages: wording.messages(opening, model, window, question, evidence), alone: true, notes: [], hits: [], read: [] };
 }
 
 /** The model in this browser. `options.engine` is an Engine that runs; `found` hears what passages there are. */
 export async function inBrowser(question, options, column, { signal, found }) {
-  column.phase("state.searching");
+  column.phase("ondevice.state_searching");
   const prompt = await prompted(question, options, column, signal);
   found(prompt);
   if (prompt.silent) {
     column.stand(prompt.answer);
     column.end();
-    column.phase("note.silent");
-    column.judge(null, t("verdict.none", { why: t("verdict.silent") }));
-    return prompt.answer;
+    column.phase("ondevice.note_silent");
+    column.judge(null, t("ondevice.verdict_none", { why: t("ondevice.verdict_silent") }));
+    return REFUSED;
   }
   prompt.notes.forEach((note) => column.note(note));
-  column.phase("state.reading");
+  column.phase("ondevice.state_reading");
   const on = {
-    reading: (share) => share < 1 && column.phase("state.reading_share", { percent: Math.round(100 * share) }),
+    reading: (share) => share < 1 && column.phase("ondevice.state_reading_share", { percent: Math.round(100 * share) }),
     text: (piece) => {
-      if (column.first === null) column.phase("state.writing");
+      if (column.first === null) column.phase("ondevice.state_writing");
       column.write(piece);
     },
   };
@@ -62,12 +64,12 @@ export async function inBrowser(question, options, column, { signal, found }) {
   column.end();
   const tokens = written.tokens.length;
   column.tell({ tokens, rate: written.rate, read: written.read_tokens, kept: written.kept_tokens });
-  if (written.finish_reason === "length") column.note(t("state.cut"));
+  if (written.finish_reason === "length") column.note(t("ondevice.state_cut"));
   if (!written.text.trim()) {
-    column.phase("state.empty");
+    column.phase("ondevice.state_empty");
     return "";
   }
-  column.phase("state.judging");
+  column.phase("turn.phase_judge");
   const judging = {
     ...asked(question, prompt.alone ? { ...options, retrieve: false } : options),
     answer: written.text,
@@ -75,7 +77,7 @@ export async function inBrowser(question, options, column, { signal, found }) {
     tokens: written.tokens.map(bare),
   };
   const answer = await judged(judging, column, signal);
-  column.phase("state.none");
+  column.phase();
   return answer ?? written.text;
 }
 
@@ -91,15 +93,15 @@ async function judged(body, column, signal) {
     found = await askJson("ondevice/verdict", { body, signal });
   } catch (error) {
     if (!(error instanceof Gone || error instanceof Refusal) && !signal.aborted) throw error;
-    const why = signal.aborted ? t("verdict.stopped") : error instanceof Gone ? t("verdict.gone") : null;
-    column.judge(null, why ?? t("verdict.none", { why: error.message }));
+    const why = signal.aborted ? t("ondevice.verdict_stopped") : error instanceof Gone ? t("ondevice.verdict_gone") : null;
+    column.judge(null, why ?? t("ondevice.verdict_none", { why: error.message }));
     return null;
   }
   if (body.engine !== "llm") column.stand(found.answer, found.citations.map((one) => placed(one, body)));
   found.notes.forEach((note) => column.note(note));
-  const grounds = t(found.with_logprobs ? "verdict.grounds_tokens" : "verdict.grounds_words");
-  column.judge(found.verdict, found.verdict ? grounds : t("verdict.refused"));
-  return found.answer;
+  const grounds = t(found.with_logprobs ? "ondevice.verdict_grounds_tokens" : "ondevice.verdict_grounds_words");
+  column.judge(found.verdict, found.verdict ? grounds : t("ondevice.verdict_refused"));
+  return found.refused ? REFUSED : found.answer;
 }
 
 /** The text that was pasted has no address. */
@@ -110,7 +112,7 @@ function placed(citation, { reference, opening }) {
 
 /** A model of the server, "slm" or "llm", by its OpenAI-compatible API. */
 export async function onServer(engine, question, options, column, { signal }) {
-  column.phase("state.asking");
+  column.phase("ondevice.state_asking");
   const messages = options.history.slice(-HISTORY).flatMap((said) => [
     { role: "user", content: said.question },
     { role: "assistant", content: said.answer },
@@ -127,18 +129,18 @@ export async function onServer(engine, question, options, column, { signal }) {
       if (event.smallfirst?.trace) turn = event.smallfirst;
       const piece = event.choices?.[0]?.delta?.content;
       if (!piece) continue;
-      if (column.first === null) column.phase("state.writing");
+      if (column.first === null) column.phase("ondevice.state_writing");
       column.write(piece);
     }
   } catch (error) {
     if (signal.aborted) throw new Stopped();
-    if (error instanceof Gone) throw new Fault(column.answer ? "fail.gone_middle" : "fail.gone");
+    if (error instanceof Gone) throw new Fault(column.answer ? "ondevice.fail_gone_middle" : "ondevice.fail_gone");
     throw error;
   }
   column.end();
   if (!turn) {
     column.tell({});
-    column.phase("state.none");
+    column.phase();
     return column.answer;
   }
   const load = turn.trace.spans.filter((span) => span.name === "load").reduce((sum, span) => sum + span.duration_ms, 0);
@@ -151,13 +153,13 @@ export async function onServer(engine, question, options, column, { signal }) {
   column.model.textContent = turn.model ?? "";
   column.stand(turn.answer, turn.citations.map((one) => placed(one, options)));
   turn.notes.forEach((note) => column.note(note));
-  column.phase("state.none");
-  if (turn.refused) column.judge(null, t("verdict.refused"));
-  else if (turn.verdict) column.judge(turn.verdict, t("verdict.grounds_turn"));
+  column.phase();
+  if (turn.refused) column.judge(null, t("ondevice.verdict_refused"));
+  else if (turn.verdict) column.judge(turn.verdict, t("ondevice.verdict_grounds_turn"));
   else {
-    column.phase("state.judging");
+    column.phase("turn.phase_judge");
     await judged({ ...asked(question, { ...options, retrieve: true }), engine: "llm", answer: turn.answer }, column, signal);
-    column.phase("state.none");
+    column.phase();
   }
   return turn.answer;
 }

@@ -12,21 +12,21 @@ const ADAPTER_PATIENCE_MS = 5000;
 
 /** Raises a Fault where no model can run at all. */
 export function check() {
-  if (typeof WebAssembly !== "object" || typeof Worker !== "function") throw new Fault("wrong.no_wasm");
-  if (!WebAssembly.validate(new Uint8Array(SIMD))) throw new Fault("wrong.no_simd");
+  if (typeof WebAssembly !== "object" || typeof Worker !== "function") throw new Fault("ondevice.wrong_no_wasm");
+  if (!WebAssembly.validate(new Uint8Array(SIMD))) throw new Fault("ondevice.wrong_no_simd");
   try {
     new WebAssembly.Memory({ address: "i64", initial: 1n });
   } catch (error) {
-    if (error instanceof RangeError) throw new Fault("wrong.memory", {}, "small");
-    throw new Fault("wrong.no_mem64");
+    if (error instanceof RangeError) throw new Fault("ondevice.wrong_memory", {}, "small");
+    throw new Fault("ondevice.wrong_no_mem64");
   }
 }
 
 /** Why the graphics card cannot be used, in words; "" where it can be tried. */
 async function gpuHindrance() {
-  if (!window.isSecureContext) return t("why.insecure");
-  if (!navigator.gpu) return t("why.no_gpu");
-  if (!WebAssembly.Suspending) return t("why.no_jspi");
+  if (!window.isSecureContext) return t("ondevice.why_insecure");
+  if (!navigator.gpu) return t("ondevice.why_no_gpu");
+  if (!WebAssembly.Suspending) return t("ondevice.why_no_jspi");
   let adapter = null;
   try {
     const late = new Promise((resolve) => setTimeout(resolve, ADAPTER_PATIENCE_MS, null));
@@ -34,10 +34,10 @@ async function gpuHindrance() {
   } catch {
     // As if there were none.
   }
-  if (!adapter) return t("why.null_adapter");
+  if (!adapter) return t("ondevice.why_null_adapter");
   if (!adapter.features.has("shader-f16")) {
     const { vendor, architecture, description } = adapter.info ?? {};
-    return t("why.no_f16", { adapter: [vendor, architecture].filter(Boolean).join(" ") || description || "?" });
+    return t("ondevice.why_no_f16", { adapter: [vendor, architecture].filter(Boolean).join(" ") || description || "?" });
   }
   return "";
 }
@@ -52,13 +52,13 @@ export async function plan(choice) {
     gpu = !hindrance;
     if (hindrance) why.push(hindrance);
   } else {
-    why.push(t("why.not_asked"));
+    why.push(t("ondevice.why_not_asked"));
   }
   let threads = 1;
-  if (choice === "single") why.push(t("why.single_asked"));
-  else if (!window.crossOriginIsolated || typeof SharedArrayBuffer !== "function") why.push(t("why.not_isolated"));
+  if (choice === "single") why.push(t("ondevice.why_single_asked"));
+  else if (!window.crossOriginIsolated || typeof SharedArrayBuffer !== "function") why.push(t("ondevice.why_not_isolated"));
   else if (choice === "threads") threads = Math.max(2, Math.floor(cores / 2));
-  else if (cores < 4) why.push(t("why.few_cores", { count: cores }));
+  else if (cores < 4) why.push(t("ondevice.why_few_cores", { count: cores }));
   else threads = Math.floor(cores / 2);
   return { gpu, threads, why };
 }

@@ -7,10 +7,11 @@ import { t, time } from "./texts.js";
 
 const ROW = 30;
 const BAR = 14;
-const LABEL = 68; // for the names before the bars
+const LABEL = 88; // for the names before the bars
 const END = 74; // for the figure behind the longest bar
 const NARROWEST = 240;
 const LEAST_MS = 1000;
+// words: ondevice.chart_load ondevice.chart_wait ondevice.chart_write
 const PARTS = ["load", "wait", "write"];
 
 /** A chart inside `parent`; `show([{engine, spans: {load, wait, write}, live}])` draws it anew. */
@@ -21,7 +22,7 @@ export function chart(parent) {
   for (const part of PARTS) {
     const entry = element("span", "", key);
     element("span", `patch ${part}`, entry);
-    entry.append(t(`chart.${part}`));
+    entry.append(t(`ondevice.chart_${part}`));
   }
 
   function show(rows) {
@@ -51,13 +52,13 @@ export function chart(parent) {
     });
     if (rows.some((row) => row.live)) return; // said once, when it stands still
     const parts = rows.map((row) => {
-      const told = PARTS.filter((part) => row.spans[part]).map((part) => `${t(`chart.${part}`)} ${time(row.spans[part])}`);
-      return t("chart.engine", { engine: row.engine, parts: told.join(", ") || "–" });
+      const told = PARTS.filter((part) => row.spans[part]).map((part) => `${t(`ondevice.chart_${part}`)} ${time(row.spans[part])}`);
+      return t("ondevice.chart_engine", { engine: row.engine, parts: told.join(", ") || "–" });
     });
-    svg.setAttribute("aria-label", t("chart.told", { parts: parts.join("; ") }));
+    svg.setAttribute("aria-label", t("ondevice.chart_told", { parts: parts.join("; ") }));
   }
 
-  svg.setAttribute("aria-label", t("chart.told", { parts: "" }));
+  svg.setAttribute("aria-label", t("ondevice.chart_told", { parts: "" }));
   show([]);
   return { show };
 }

@@ -4,14 +4,15 @@
 
 import { button, element, put } from "./nodes.js";
 import { address } from "./server.js";
-import { number, t, time } from "./texts.js";
+import { place, t, time } from "./texts.js";
 
 const MARK = /\[(\d+)\]/g;
 
 export class Column {
   constructor(engine, parent) {
     this.engine = engine;
-    this.name = t(`engine.${engine}`);
+    // words: ondevice.engine_browser ondevice.engine_slm ondevice.engine_llm
+    this.name = t(`ondevice.engine_${engine}`);
     this.place = element("article", `column ${engine}`, parent);
     this.place.dataset.engine = engine;
     const head = element("header", "", this.place);
@@ -29,11 +30,12 @@ export class Column {
     this.first = null;
     this.began = null;
     this.ended = null;
-    this.phase("state.waits");
+    this.phase("ondevice.state_waits");
   }
 
+  /** What it is doing; without a key, nothing that needs saying. */
   phase(key, values) {
-    put(this.state, t(key, values));
+    put(this.state, key ? t(key, values) : "");
     this.state.classList.toggle("working", this.began !== null && this.ended === null);
   }
 
@@ -91,8 +93,8 @@ export class Column {
       const item = element("li", "", this.sources);
       element("span", "number", item, String(citation.marker));
       const pasted = citation.address === null;
-      const place = pasted ? t("source.reference") : citation.source + (citation.page ? `, p. ${citation.page}` : "");
-      const link = element(pasted ? "span" : "a", "", item, place);
+      const where = pasted ? t("ondevice.source_reference") : place({ ...citation, heading: [] });
+      const link = element(pasted ? "span" : "a", "", item, where);
       if (!pasted) open(link, citation);
       link.title = citation.quote;
     }
@@ -124,8 +126,8 @@ export class Column {
     this.verdict.replaceChildren();
     if (verdict) {
       const line = element("p", verdict.accepted ? "stands" : "doubted", this.verdict);
-      element("strong", "", line, t(verdict.accepted ? "verdict.accepted" : "verdict.doubted"));
-      line.append(`: ${verdict.reason}.`);
+      element("strong", "", line, t(verdict.accepted ? "ondevice.verdict_accepted" : "ondevice.verdict_doubted"));
+      line.append(` ${t("page.because", { reason: verdict.reason })}`);
     }
     element("p", "grounds", this.verdict, grounds);
   }
@@ -134,12 +136,12 @@ export class Column {
   tell({ tokens, rate, read, kept }) {
     const spans = this.times();
     const told = [
-      spans.load && t("figure.load", { time: time(spans.load) }),
-      this.first !== null && t("figure.first", { time: time(spans.wait) }),
-      rate && t("figure.rate", { rate: number(rate) }),
-      tokens && t("figure.tokens", { count: tokens }),
-      read && t(kept ? "figure.prompt_kept" : "figure.prompt", { count: read, kept }),
-      t("figure.total", { time: time(spans.load + spans.wait + spans.write) }),
+      spans.load && t("ondevice.figure_load", { time: time(spans.load) }),
+      this.first !== null && t("page.first_token_after", { time: time(spans.wait) }),
+      rate && t("page.speed", { n: rate }),
+      tokens && t("ondevice.tokens", { count: tokens }),
+      read && t(kept ? "ondevice.figure_prompt_kept" : "ondevice.figure_prompt", { count: read, kept }),
+      t("ondevice.figure_total", { time: time(spans.load + spans.wait + spans.write) }),
     ];
     put(this.figures, told.filter(Boolean).join(" · "));
   }

@@ -7,7 +7,7 @@ import { Wllama } from "./vendor/3.8.1/index.min.js";
 import { usedGpu } from "./capability.js";
 import { Fault, Stopped, faultOf } from "./faults.js";
 import { pageAddress } from "./server.js";
-import { t } from "./texts.js";
+import { t, time } from "./texts.js";
 
 const CODE = pageAddress("vendor/3.8.1/wllama.wasm");
 // The longest silence before it is taken for dead, in seconds. Each step of reading or writing breaks it.
@@ -39,7 +39,7 @@ async function codeAddress() {
   try {
     copy = await fetchCode();
   } catch {
-    throw new Fault("wrong.code", {}, "retry");
+    throw new Fault("ondevice.wrong_code", {}, "retry");
   }
   if (!started) {
     started = true;
@@ -108,11 +108,11 @@ export class Engine {
   told(planned) {
     const used = planned.gpu ? usedGpu(this.log) : null;
     const why = [...planned.why];
-    if (used) why.unshift(t("why.gpu_used", used));
-    else if (planned.gpu) why.unshift(t("why.gpu_unused"));
+    if (used) why.unshift(t("ondevice.why_gpu_used", used));
+    else if (planned.gpu) why.unshift(t("ondevice.why_gpu_unused"));
     const threads = this.wllama.getNumThreads();
-    const cpu = threads > 1 ? t("where.threads", { count: threads }) : t("where.single");
-    return { where: used ? t("where.gpu", used) : cpu, why, gpu: used !== null, threads };
+    const cpu = threads > 1 ? t("ondevice.where_threads", { count: threads }) : t("ondevice.where_single");
+    return { where: used ? t("ondevice.where_gpu", used) : cpu, why, gpu: used !== null, threads };
   }
 
   /** Read what every prompt begins with, so that no question has to wait for it. It goes on until something is asked. */
@@ -138,7 +138,7 @@ export class Engine {
       if (signal.aborted) throw new Stopped();
     }
     const wllama = this.wllama;
-    if (!wllama) throw new Fault("fail.not_loaded", { detail: "" }, "retry");
+    if (!wllama) throw new Fault("ondevice.fail_not_loaded", { detail: "" }, "retry");
     const answer = { text: "", tokens: [], finish_reason: null, read_tokens: null, kept_tokens: 0, rate: null };
     const take = (chunk) => {
       this.heard = performance.now();
@@ -168,7 +168,7 @@ export class Engine {
     } catch (error) {
       if (signal.aborted || error.name === "AbortError") throw new Stopped();
       const long = /\((\d+) tokens\) exceeds the available context size \((\d+) tokens\)/.exec(String(error.message));
-      if (long) throw new Fault("ask.too_long", { tokens: Number(long[1]), window: Number(long[2]) });
+      if (long) throw new Fault("ondevice.ask_too_long", { tokens: Number(long[1]), window: Number(long[2]) });
       const fault = faultOf(error, false);
       await this.stop();
       throw fault;
@@ -186,7 +186,7 @@ export class Engine {
         if (performance.now() - this.heard < seconds * 1000) return;
         end(wllama);
         if (this.wllama === wllama) this.wllama = null;
-        reject(new Fault("wrong.hung", { seconds }, "small"));
+        reject(new Fault("ondevice.wrong_hung", { time: time(seconds * 1000) }, "small"));
       }, 500);
       this.give_up = () => reject(new Stopped());
     });

@@ -20,7 +20,7 @@ const MEMORY = /out of memory|\boom\b|memory|alloc|invalid array (buffer )?lengt
 export function faultOf(error, starting) {
   if (error instanceof Fault || error instanceof Stopped) return error;
   const text = String(error?.message ?? error).replace(/\s+/g, " ").trim();
-  if (error instanceof RangeError || MEMORY.test(text)) return new Fault("wrong.memory", {}, "small");
+  if (error instanceof RangeError || MEMORY.test(text)) return new Fault("ondevice.wrong_memory", {}, "small");
   const detail = text.slice(0, 160).replace(/[.\s]+$/, "") || "?";
-  return new Fault(starting ? "wrong.not_started" : "wrong.crashed", { detail }, starting ? "small" : "retry");
+  return new Fault(starting ? "ondevice.wrong_not_started" : "ondevice.wrong_crashed", { detail }, starting ? "small" : "retry");
 }

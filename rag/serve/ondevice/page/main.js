@@ -10,7 +10,7 @@ import * as kept from "./kept.js";
 import { element, put, the } from "./nodes.js";
 import { Panel } from "./panel.js";
 import { Refusal, address, askJson } from "./server.js";
-import { fill, t } from "./texts.js";
+import { fill, place, t } from "./texts.js";
 import * as wording from "./wording.js";
 
 const ENGINES = ["browser", "slm", "llm"];
@@ -63,9 +63,9 @@ async function submit() {
   const reference = the("reference").value;
   const engines = chosen();
   const most = opening?.reference_chars ?? Infinity;
-  if (!question) return complain(t("ask.empty"));
-  if (!engines.length) return complain(t("ask.no_engine"));
-  if (reference.length > most) return complain(t("ask.reference_long", { count: reference.length, most }));
+  if (!question) return complain(t("ondevice.ask_empty"));
+  if (!engines.length) return complain(t("ondevice.ask_no_engine"));
+  if (reference.length > most) return complain(t("ondevice.ask_reference_long", { count: reference.length, most }));
   complain("");
   the("question").value = "";
   stop = new AbortController();
@@ -116,7 +116,7 @@ async function answer(question, options, column, passages, signal) {
     let said;
     if (engine === "browser") {
       if (!panel.engine.running) {
-        column.phase("state.loading");
+        column.phase("ondevice.state_loading");
         await Promise.race([started(), stopped(signal)]);
       }
       signal.throwIfAborted();
@@ -133,7 +133,7 @@ async function answer(question, options, column, passages, signal) {
       said = await asking.onServer(engine, question, { ...mine, ...more }, column, { signal });
     }
     if (said) history[engine].push({ question, answer: said.replace(MARKS, "") });
-    put(the("status"), t("ask.done", { engine: column.name }));
+    put(the("status"), t("ondevice.ask_done", { engine: column.name }));
   } catch (error) {
     failed(error, column, signal);
   }
@@ -144,9 +144,9 @@ async function started() {
   try {
     await (panel.bringing ? settled() : panel.start());
   } catch (error) {
-    throw error instanceof Fault ? new Fault("fail.not_loaded", { detail: error.message }) : error;
+    throw error instanceof Fault ? new Fault("ondevice.fail_not_loaded", { detail: error.message }) : error;
   }
-  if (!panel.engine.running) throw new Fault("fail.not_loaded", { detail: the("model-notes").textContent });
+  if (!panel.engine.running) throw new Fault("ondevice.fail_not_loaded", { detail: the("model-notes").textContent });
 }
 
 /** Fails when Stop is pressed. */
@@ -170,10 +170,10 @@ function settled() {
 function failed(error, column, signal) {
   if (error instanceof Stopped || signal.aborted) {
     column.end();
-    column.phase("state.stopped");
+    column.phase("chat.stopped");
     if (column.answer) {
       column.tell({});
-      column.judge(null, t("verdict.stopped"));
+      column.judge(null, t("ondevice.verdict_stopped"));
     }
     return;
   }
@@ -186,25 +186,25 @@ function failed(error, column, signal) {
   column.fail(error.message);
 }
 
-function showPassages({ hits, read }, place) {
+function showPassages({ hits, read }, parent) {
   if (!hits.length) return;
-  place.replaceChildren();
-  element("summary", "", place, t("passages.read", { count: hits.length, read: read.length }));
-  const list = element("ol", "", place);
+  parent.replaceChildren();
+  element("summary", "", parent, t("ondevice.passages_read", { count: hits.length, read: read.length }));
+  const list = element("ol", "", parent);
   const known = new Set(read.map((hit) => `${hit.source} ${hit.start}`));
   for (const hit of hits) {
     const item = element("li", "", list);
     const head = element("p", "place", item);
-    const link = element(hit.address ? "a" : "span", "", head, hit.address ? hit.place : t("passages.reference"));
+    const link = element(hit.address ? "a" : "span", "", head, hit.address ? place(hit) : t("ondevice.passages_reference"));
     if (hit.address) {
       link.href = address(hit.address);
       link.target = "_blank";
       link.rel = "noopener";
     }
-    if (known.has(`${hit.source} ${hit.start}`)) element("span", "read", head, t("passages.was_read"));
+    if (known.has(`${hit.source} ${hit.start}`)) element("span", "read", head, t("ondevice.passages_was_read"));
     element("p", "quote", item, hit.text);
   }
-  place.hidden = false;
+  parent.hidden = false;
 }
 
 // --- reference texts from files ---
@@ -213,7 +213,7 @@ async function addFiles(files) {
   for (const file of files) {
     const text = await file.text().catch(() => "\0");
     if (text.includes("\0") || text.includes("\ufffd")) {
-      complain(t("ask.not_text", { name: file.name }));
+      complain(t("ondevice.ask_not_text", { name: file.name }));
       continue;
     }
     const place = the("reference");

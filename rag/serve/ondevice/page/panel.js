@@ -9,7 +9,7 @@ import * as kept from "./kept.js";
 import { button, element, put, the } from "./nodes.js";
 import { Gone } from "./server.js";
 import * as storage from "./storage.js";
-import { megabytes, t, time } from "./texts.js";
+import { amount, size, t, time } from "./texts.js";
 import * as weights from "./weights.js";
 
 const WAYS = ["auto", "gpu", "threads", "single"];
@@ -50,13 +50,13 @@ export class Panel {
       found = await weights.list();
       kept.keepSettings({ offered: found });
     } catch (error) {
-      if (!found) return this.fail(error instanceof Gone ? new Fault("wrong.gone_before", {}, "retry") : error);
+      if (!found) return this.fail(error instanceof Gone ? new Fault("ondevice.wrong_gone_before", {}, "retry") : error);
     }
     this.models = found.models;
     const select = the("model");
     select.replaceChildren();
     for (const model of this.models) {
-      const option = element("option", "", select, t("model.option", { name: model.name, size: megabytes(model.bytes) }));
+      const option = element("option", "", select, t("ondevice.model_option", { name: model.name, size: size(model.bytes) }));
       option.value = model.name;
     }
     const chosen = this.models.find((model) => model.name === kept.settings().model)?.name ?? found.default;
@@ -69,7 +69,7 @@ export class Panel {
     this.model = this.models.find((model) => model.name === name) ?? this.models[0];
     the("model").value = this.model.name;
     if (was) kept.keepSettings({ model: this.model.name });
-    put(the("license"), t("model.license", this.model));
+    put(the("license"), t("ondevice.model_license", this.model));
     this.showTimes();
     const stored = this.files.has(this.model.file) || (await weights.stored(this.model));
     the("forget").hidden = !stored;
@@ -88,18 +88,18 @@ export class Panel {
     this.bringing?.abort();
     const mine = (this.bringing = new AbortController());
     this.clear();
-    put(the("start"), t("model.cancel"));
+    put(the("start"), t("ondevice.model_cancel"));
     the("start").className = "quiet";
     this.changed();
     try {
       capability.check();
-      this.say("model.looking");
+      this.say("ondevice.model_looking");
       await this.engine.stop();
       const { model } = this;
       const brought = await this.bring(model, mine.signal);
       const planned = await capability.plan(the("way").value);
       mine.signal.throwIfAborted();
-      this.say("model.starting");
+      this.say("ondevice.model_starting");
       the("bar").removeAttribute("value");
       const began = performance.now();
       const started = await this.engine.start(brought.file, planned, this.window);
@@ -111,7 +111,7 @@ export class Panel {
         kept.keepTimes(model.file, brought.from, { weights_ms: brought.ms, compile_ms, load_ms, gpu });
       }
       this.showTimes(brought.from);
-      this.say("model.ready", { name: model.name, where: started.where });
+      this.say("ondevice.model_ready", { name: model.name, where: started.where });
       for (const why of started.why) element("li", "", the("why"), why);
       the("why").hidden = false;
       the("forget").hidden = !(await weights.stored(model));
@@ -123,7 +123,7 @@ export class Panel {
       if (this.bringing === mine) {
         this.bringing = null;
         the("progress").hidden = true;
-        put(the("start"), t(this.engine.running ? "model.restart" : "model.start"));
+        put(the("start"), t(this.engine.running ? "ondevice.model_restart" : "ondevice.model_start"));
         the("start").className = this.engine.running ? "quiet" : "main";
         this.changed();
       }
@@ -137,7 +137,7 @@ export class Panel {
   }
 
   idle() {
-    this.say("model.idle", { name: this.model.name, size: megabytes(this.model.bytes) });
+    this.say("ondevice.model_idle", { name: this.model.name, size: size(this.model.bytes) });
   }
 
   async bring(model, signal) {
@@ -145,14 +145,13 @@ export class Panel {
     if (known && (await known.slice(0, 4).text().catch(() => "")) === "GGUF") return { file: known, from: "memory", ms: 0 };
     const brought = await weights.bring(model, {
       signal,
-      tell: (key, amount) => {
-        const { done = 0, total = 0 } = amount ?? {};
-        this.say(key, { done: megabytes(done), total: megabytes(total) });
+      tell: (key, { done = 0, total = 0 } = {}) => {
+        this.say(key, { amount: amount(done, total) });
         the("progress").hidden = false;
         if (total) the("bar").value = done / total;
         else the("bar").removeAttribute("value");
       },
-      note: (key, values) => element("p", "note", the("model-notes"), t(key, { ...values, detail: values.detail || t("stored.private") })),
+      note: (key, values) => element("p", "note", the("model-notes"), t(key, { ...values, detail: values.detail || t("ondevice.stored_private") })),
     });
     this.files.set(model.file, brought.file);
     return brought;
@@ -170,16 +169,16 @@ export class Panel {
 
   fail(error) {
     if (!(error instanceof Fault)) console.error(error);
-    const fault = error instanceof Fault ? error : new Fault("wrong.not_started", { detail: error.message || error.name }, "retry");
+    const fault = error instanceof Fault ? error : new Fault("ondevice.wrong_not_started", { detail: error.message || error.name }, "retry");
     put(the("model-state"), "");
     the("model-notes").replaceChildren();
     const place = element("p", "failure", the("model-notes"), fault.message);
     place.setAttribute("role", "alert");
     const again = () => (this.models.length ? this.start() : this.open()).catch(() => {});
-    if (fault.way === "again") button(t("model.again"), the("model-notes"), again);
-    if (fault.way === "retry") button(t("model.retry"), the("model-notes"), again);
+    if (fault.way === "again") button(t("ondevice.model_again"), the("model-notes"), again);
+    if (fault.way === "retry") button(t("page.retry"), the("model-notes"), again);
     if (fault.way === "small") {
-      button(t("model.small"), the("model-notes"), () => {
+      button(t("ondevice.model_small"), the("model-notes"), () => {
         the("way").value = "single";
         the("window").value = SHORT;
         again();
@@ -191,20 +190,22 @@ export class Panel {
     await storage.clear();
     this.files.clear();
     the("forget").hidden = true;
-    element("p", "note", the("model-notes"), t("model.deleted"));
+    element("p", "note", the("model-notes"), t("ondevice.model_deleted"));
   }
 
   /** Rows of what was measured; `now` is where the weights came from just now. */
   showTimes(now = null) {
     const { server, storage: stored } = kept.times(this.model.file);
     the("times").hidden = !server && !stored;
-    for (const from of ["server", "storage"]) put(the(`times-${from}`), t(`times.${from}${from === now ? "_now" : ""}`));
+    // words: ondevice.times_server ondevice.times_storage ondevice.times_server_now ondevice.times_storage_now
+    for (const from of ["server", "storage"]) put(the(`times-${from}`), t(`ondevice.times_${from}${from === now ? "_now" : ""}`));
     const body = the("times-body");
     body.replaceChildren();
     const gpu = (stored ?? server)?.gpu;
+    // words: ondevice.times_weights ondevice.times_compile ondevice.times_load ondevice.times_load_gpu
     for (const [key, name] of [["weights", "weights_ms"], ["compile", "compile_ms"], [gpu ? "load_gpu" : "load", "load_ms"]]) {
       const row = element("tr", "", body);
-      element("th", "", row, t(`times.${key}`)).scope = "row";
+      element("th", "", row, t(`ondevice.times_${key}`)).scope = "row";
       for (const [from, one] of [["server", server], ["storage", stored]]) {
         element("td", from === now ? "now" : "", row, one ? time(one[name]) : "–");
       }

@@ -30,8 +30,8 @@ async function refusal(answer) {
   } catch {
     // No JSON: the status says it.
   }
-  if (answer.status === 401) return new Refusal(401, t(key() || told.includes("key") ? "fail.key" : "fail.signed_out"));
-  return new Refusal(answer.status, told || t("fail.status", { status: answer.status }));
+  if (answer.status === 401) return new Refusal(401, t(key() || told.includes("key") ? "ondevice.fail_key" : "ondevice.fail_signed_out"));
+  return new Refusal(answer.status, told || t("ondevice.fail_status", { status: answer.status }));
 }
 
 /** An answer whose status is good. Raises Gone or Refusal; an abort of `signal` goes through. */
@@ -54,7 +54,7 @@ export async function ask(path, { body, signal, patient = false, ...more } = {})
     if (signal?.aborted) throw error;
     throw new Gone();
   }
-  if (answer.redirected || !answer.ok) throw answer.ok ? new Refusal(401, t("fail.signed_out")) : await refusal(answer);
+  if (answer.redirected || !answer.ok) throw answer.ok ? new Refusal(401, t("ondevice.fail_signed_out")) : await refusal(answer);
   return answer;
 }
 

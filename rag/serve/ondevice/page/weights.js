@@ -6,6 +6,7 @@
 import { Fault } from "./faults.js";
 import { Gone, askJson, pageAddress } from "./server.js";
 import * as storage from "./storage.js";
+import { amount } from "./texts.js";
 
 const MAGIC = "GGUF";
 const LOOK_AGAIN_MS = 700;
@@ -16,7 +17,7 @@ const HASHED_BYTES = 700e6;
 export const list = () => askJson("ondevice/models");
 
 async function damage(file, model) {
-  if (file.size !== model.bytes) return ["size", { got: file.size, wanted: model.bytes }];
+  if (file.size !== model.bytes) return ["size", { count: file.size, wanted: model.bytes }];
   const begin = await file.slice(0, 4).text();
   return begin === MAGIC ? null : ["magic", {}];
 }
@@ -51,12 +52,12 @@ async function onServer(model, tell, signal) {
     signal.throwIfAborted();
     const found = await askJson("ondevice/models", { body: asked ? undefined : {}, signal });
     const one = found.models.find((entry) => entry.name === model.name);
-    if (!one || (one.state === "absent" && asked)) throw new Fault("wrong.missing", { name: model.name }, "retry");
+    if (!one || (one.state === "absent" && asked)) throw new Fault("ondevice.wrong_missing", { name: model.name }, "retry");
     if (one.state === "here") return;
-    if (one.state === "failed") throw new Fault("wrong.server_failed", { detail: one.detail }, "retry");
+    if (one.state === "failed") throw new Fault("ondevice.wrong_server_failed", { detail: one.detail }, "retry");
     asked = true;
-    const amount = { done: one.done_bytes, total: one.bytes };
-    tell(one.state === "verifying" ? "model.server_verifying" : "model.server_fetching", amount);
+    const key = one.state === "verifying" ? "ondevice.model_server_verifying" : "ondevice.model_server_fetching";
+    tell(key, { done: one.done_bytes, total: one.bytes });
     await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
   }
 }
@@ -65,13 +66,13 @@ async function onServer(model, tell, signal) {
 async function sink(model, note) {
   try {
     if (!(await storage.roomFor(model.bytes))) {
-      note("stored.no_room", {});
+      note("ondevice.stored_no_room", {});
     } else {
       return await storage.create(model.file);
     }
   } catch (error) {
     if (!(error instanceof storage.Refused)) throw error;
-    note("stored.refused", { detail: error.message });
+    note("ondevice.stored_refused", { detail: error.message });
   }
   return inMemory();
 }
@@ -85,11 +86,11 @@ async function fetched(model, { tell, note, signal }, store = true) {
   await onServer(model, tell, signal);
   const target = store ? await sink(model, note) : inMemory();
   let done = 0;
-  const broken = () => new Fault("wrong.broken_off", { done: done / 1e6, total: model.bytes / 1e6 }, "retry");
+  const broken = () => new Fault("ondevice.wrong_broken_off", { amount: amount(done, model.bytes) }, "retry");
   try {
     // What the storage keeps need not be kept twice.
     const answer = await fetch(pageAddress(`models/${model.file}`), { signal, cache: "no-store" });
-    if (answer.status === 404) throw new Fault("wrong.missing", { name: model.name }, "retry");
+    if (answer.status === 404) throw new Fault("ondevice.wrong_missing", { name: model.name }, "retry");
     if (!answer.ok) throw broken();
     const reader = answer.body.getReader();
     for (;;) {
@@ -97,14 +98,14 @@ async function fetched(model, { tell, note, signal }, store = true) {
       if (ended) break;
       await target.write(value);
       done += value.length;
-      tell("model.fetching", { done, total: model.bytes });
+      tell("ondevice.model_fetching", { done, total: model.bytes });
     }
     return await target.close();
   } catch (error) {
     await target.abort();
     if (signal.aborted || error instanceof Fault) throw error;
     if (error.name === "QuotaExceededError" && store) {
-      note("stored.no_room", {});
+      note("ondevice.stored_no_room", {});
       return fetched(model, { tell, note, signal }, false);
     }
     throw done ? broken() : new Gone();
@@ -132,10 +133,10 @@ export async function bring(model, options) {
   try {
     file = await fetched(model, options);
   } catch (error) {
-    throw error instanceof Gone ? new Fault("wrong.gone_before", {}, "retry") : error;
+    throw error instanceof Gone ? new Fault("ondevice.wrong_gone_before", {}, "retry") : error;
   }
   const ms = performance.now() - began;
-  options.tell("model.checking", null);
+  options.tell("ondevice.model_checking");
   const found = (await damage(file, model)) ?? ((await wrongHash(file, model)) ? ["hash", {}] : null);
   if (found) {
     await storage.remove(model.file);
@@ -145,6 +146,7 @@ export async function bring(model, options) {
 }
 
 function corrupt([what, values]) {
-  const fault = new Fault(`wrong.corrupt_${what}`, values);
-  return new Fault("wrong.corrupt", { why: fault.message }, "again");
+  // words: ondevice.wrong_corrupt_size ondevice.wrong_corrupt_magic ondevice.wrong_corrupt_hash
+  const fault = new Fault(`ondevice.wrong_corrupt_${what}`, values);
+  return new Fault("ondevice.wrong_corrupt", { why: fault.message }, "again");
 }

@@ -261,7 +261,18 @@ class Settings(BaseSettings):
                 return str(key.get_secret_value())
         return None
 
-    @field_validator("allowed_hosts", "allowed_origins", "api_keys", mode="before")
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _with_a_key(cls, value: object) -> object:
+        """Who sets keys wants a door: one that is open, or opens for nobody, is no answer."""
+        listed = cls._listed(value)
+        if isinstance(listed, list | tuple) and isinstance(value, str | list):
+            keys = [key.get_secret_value() if isinstance(key, SecretStr) else key for key in listed]
+            if not keys or not all(isinstance(key, str) and key.strip() for key in keys):
+                raise ValueError("it holds no key, or an empty one")
+        return listed
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         """A list is written with commas, or as JSON."""

@@ -72,7 +72,7 @@ class ScriptedBackend:
                 await asyncio.sleep(0)
             with trace.span("first_token", self.leg):
                 for share in reply.reads:
-                    yield Reading(share)
+                    yield Reading(share, 100)
                 await asyncio.sleep(0)
             if reply.aloud:
                 yield Delta(reply.aloud)

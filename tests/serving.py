@@ -26,6 +26,7 @@ class ScriptedService:
         self.metrics = Metrics(library, legs)  # type: ignore[arg-type]
         self.observers = (*observers, self.metrics)
         self.files = Files(settings)
+        self.ending = asyncio.Event()
 
     async def start(self) -> None:
         pass

@@ -676,11 +676,10 @@ async def test_a_file_that_cannot_be_taken_is_named_by_its_place(library: Librar
     cases: list[tuple[Any, int, str]] = [
         ({"filename": "a.md", "file_data": "data:text/plain;base64,@@@@"}, 400, f"{place}.file_data"),
         ({"filename": "a.md", "file_data": "YQ"}, 400, f"{place}.file_data"),
-        ({"filename": "a.md", "file_data": "YQ==\n"}, 400, f"{place}.file_data"),
         ({"filename": "a.md", "file_data": "é==="}, 400, f"{place}.file_data"),
         ({"filename": "a.md", "file_data": "data:text/plain,hello"}, 400, f"{place}.file_data"),
         ({"filename": "a.md", "file_data": ""}, 400, place),
-        ({"file_data": "YQ=="}, 400, place),
+        ({"file_data": "YQ=="}, 400, f"{place}.filename"),
         ({"filename": "a.exe", "file_data": "YQ=="}, 400, place),
         ({"filename": "a.md", "file_data": "YQ==", "file_id": "file-1"}, 400, place),
         ({"filename": "a.pdf", "file_data": base64.b64encode(b"no pdf").decode()}, 400, place),
@@ -911,3 +910,24 @@ async def test_curl_answers_and_tells_errors(library: Library, settings: Setting
     assert streamed.stdout.endswith("data: [DONE]\n\n")
     assert failed.stdout.endswith("404")
     assert '"code":"model_not_found"' in failed.stdout
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_server_that_ends_tells_those_who_wait(library: Library, settings: Settings, stream: bool) -> None:
+    legs = ScriptedLegs([Reply(GOOD, hold=asyncio.Event())])
+    async with served(library, settings, legs) as api:
+        asking = asyncio.create_task(api.post(stream=stream))
+        await until(lambda: bool(legs.slm.backend_.asked))
+        await until(lambda: not stream or legs.slm.backend_.replies == [])
+        await asyncio.sleep(0)
+        api.service.ending.set()
+        answer = await asking
+    if stream and answer.status_code == 200:
+        last = answer.text.removesuffix("\n\n").rpartition("\n\n")[2]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert "[DONE]" not in answer.text
+    else:
+        assert answer.status_code == 503
+        error = answer.json()["error"]
+    assert error["message"].startswith("The server is ending.")
+    assert legs.slm.backend_.stopped == 1

@@ -39,7 +39,8 @@ def trace_of(*spans: tuple[str, str, float]) -> Trace:
 
 
 def draft(leg: str = "slm", usage: tuple[int, int] | None = (400, 21), **more: Any) -> Draft:
-    return Draft(leg, f"model-{leg}", "Zebras drink there.", usage=Usage(*usage) if usage else None, **more)
+    told = {"usage": Usage(*usage) if usage else None, "finish_reason": "stop", **more}
+    return Draft(leg, f"model-{leg}", "Zebras drink there.", **told)
 
 
 SMALL = trace_of(
@@ -311,3 +312,8 @@ async def test_however_a_turn_ends_nobody_goes_on_looking(
     assert looks
     assert all(look.cancelled() for look in looks)
     assert trace.on_open is None
+
+
+def test_of_a_model_that_was_hung_up_on_at_least_what_was_known_by_then_is_counted(settings: Settings) -> None:
+    made = bill([draft(usage=(300, 2), finish_reason=None)], SMALL, settings)
+    assert (made.input_tokens, made.output_tokens, made.at_least) == (300, 2, True)

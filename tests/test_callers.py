@@ -84,7 +84,26 @@ async def test_where_there_are_keys_one_of_them_is_needed(tmp_path: Path) -> Non
             assert (await raw.get("/v1/models", headers={"Authorization": f"bearer {KEY}"})).status_code == 200
 
 
-async def test_whoever_tries_many_keys_waits_and_who_has_one_then_waits_with_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["%0A", "%0D%0A", "%00", "%7F", "/%0A", "%0A%0A"])
+async def test_no_odd_end_of_an_address_leads_around_the_door(tmp_path: Path, end: str) -> None:
+    """A route's `$` matches before a final newline, and a pattern's `.` does not match one."""
+    async with served(tmp_path, api_keys=(KEY,)) as url, http(url) as raw:
+        for path in ("/v1/models", "/metrics", "/v1/files", "/v1/documents/animals.md", "/v1/openapi.json"):
+            assert (await raw.get(f"{path}{end}")).status_code == 400, path
+        body = {"model": "smallfirst-slm", "messages": [{"role": "user", "content": "Where do zebras drink?"}]}
+        refused = await raw.post(f"/v1/chat/completions{end}", json=body)
+        assert refused.status_code == 400
+        assert "control character" in refused.json()["error"]["message"]
+
+
+def test_what_needs_a_key_is_known_without_the_gate_too() -> None:
+    for path in ("/v1/models\n", "/metrics\n", "/v1/\n", "/v1/a\nb", "/ondevice/prompt\n"):
+        assert callers.KEYED.fullmatch(path), path
+    for path in ("/v1x", "/ondevice", "/ondevice/models", "/healthz", "/metricsx"):
+        assert not callers.KEYED.fullmatch(path), path
+
+
+async def test_whoever_tries_many_keys_waits_and_who_has_one_does_not(tmp_path: Path) -> None:
     async with served(tmp_path, api_keys=(KEY,)) as url, http(url) as raw:
         statuses = [
             (await raw.get("/v1/models", headers={"Authorization": f"Bearer {n}"})).status_code for n in range(22)
@@ -94,6 +113,8 @@ async def test_whoever_tries_many_keys_waits_and_who_has_one_then_waits_with_the
         waits = await raw.get("/v1/models", headers={"Authorization": "Bearer 22"})
         assert int(waits.headers["retry-after"]) >= 1
         assert waits.json()["error"]["type"] == "rate_limit_error"
+        assert (await raw.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})).status_code == 200
+        assert (await raw.get("/healthz", headers={"Authorization": "Bearer 23"})).status_code == 200
 
 
 async def test_each_caller_has_so_many_requests_a_minute(tmp_path: Path) -> None:
@@ -131,7 +152,7 @@ async def test_a_named_origin_may_ask_and_no_other(tmp_path: Path) -> None:
         asks = {
             "Origin": PAGE,
             "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "authorization",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang,x-stainless-os",
         }
         preflight = await raw.options("/v1/chat/completions", headers=asks)
         assert preflight.status_code == 200
@@ -204,11 +225,28 @@ async def test_beside_the_chat_a_key_opens_the_api_and_nothing_else(tmp_path: Pa
 async def test_beside_a_chat_that_lets_this_machine_in_keys_count_too(tmp_path: Path) -> None:
     models = {"RAG_SLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1"}
     with chat(
-        free_port(), tmp_path / "log", ready=False, RAG_API_KEYS=KEY, RAG_CACHE_DIR=str(tmp_path), **models
+        free_port(),
+        tmp_path / "log",
+        ready=False,
+        RAG_API_KEYS=KEY,
+        RAG_CACHE_DIR=str(tmp_path),
+        RAG_ALLOWED_ORIGINS=PAGE,
+        **models,
     ) as url:
         async with http(url) as here:
             assert (await here.get("/v1/models")).status_code == 401
             assert (await here.get("/status")).status_code == 200
+            for path in ("/v1/models%0A", "/metrics%0A", "/openapi.json%0A", "/project/thread%0A"):
+                assert (await here.get(path)).status_code == 400, path
+            asks = {
+                "Origin": PAGE,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization",
+            }
+            preflight = await here.options("/v1/chat/completions", headers=asks)
+            assert preflight.status_code == 200
+            unkeyed = await here.get("/v1/models", headers={"Origin": PAGE})
+            assert (unkeyed.status_code, unkeyed.headers["access-control-allow-origin"]) == (401, PAGE)
             answer = await here.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
             assert answer.status_code == 200
             assert (await here.get("/v1/no/such", headers={"Authorization": f"Bearer {KEY}"})).json()["error"][

@@ -540,6 +540,13 @@ async def test_a_larger_model_that_says_no_refuses(session: Session, settings: S
     assert legs.llm.backend_.stopped == 1, "what it would add is not waited for"
 
 
+async def test_what_a_model_had_read_that_says_no_is_counted(session: Session, settings: Settings) -> None:
+    legs = ScriptedLegs([], [Reply("No. The passages tell of rivers only.", reads=[0.5, 1.0])])
+    turn = await turn_of(session, legs, settings, mode="llm")
+    assert turn.refused
+    assert (turn.bill.input_tokens, turn.bill.output_tokens, turn.bill.at_least) == (100, 1, True)
+
+
 async def test_the_word_before_an_answer_is_not_shown(session: Session, settings: Settings) -> None:
     legs = ScriptedLegs([], [f"Yes. {GOOD}"])
     events = await events_of(session, legs, settings, mode="llm")

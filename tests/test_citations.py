@@ -47,6 +47,8 @@ def test_an_answer_that_nothing_supports_cites_nothing() -> None:
         "a list [1, 2\n, 3] over lines  [2] and two blanks",
         "no number [a], [1a], [] and [1",
         "trailing blanks [1]   ",
+        "trailing lines\n\n",
+        " [",
     ],
 )
 def test_a_text_that_is_written_in_pieces_has_the_marks_of_the_whole(text: str, size: int) -> None:

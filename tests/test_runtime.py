@@ -575,6 +575,22 @@ async def test_cancelled_waiter_leaves_the_queue() -> None:
     assert done == ["a", "c"]
 
 
+async def test_all_who_leave_at_once_leave_the_cores_free() -> None:
+    """Whose client hung up is cancelled in the same moment as the one that computes; nobody has run since."""
+    cores, done = Cores(), list[str]()
+    leave = asyncio.Event()
+    tasks = [asyncio.ensure_future(claimant(cores, name, [], done, leave)()) for name in "abcd"]
+    await settle()
+    for task in tasks[:3]:
+        task.cancel()
+    leave.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in ended[:3]] == [asyncio.CancelledError] * 3
+    assert done[-1] == "d"
+    async with asyncio.timeout(5), cores.claim():
+        assert cores.waiting == 0
+
+
 async def test_cancelled_holder_releases() -> None:
     cores, done = Cores(), list[str]()
     never, at_once = asyncio.Event(), asyncio.Event()

@@ -42,6 +42,13 @@ def test_a_torn_list_is_told_and_a_secret_one_not_shown(monkeypatch: pytest.Monk
     assert "a-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("written", [" , ", "[]", '[""]', '["a", " "]'])
+def test_keys_that_are_none_are_no_open_door(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("RAG_API_KEYS", written)
+    with pytest.raises(UserError, match=r"RAG_API_KEYS has a value.*holds no key"):
+        Settings.load()
+
+
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = Settings.load()
     for name in ("RAG_CACHE_DIR", "RAG_TOP_K", "RAG_LLM_BASE_URL"):

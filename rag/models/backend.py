@@ -107,6 +107,8 @@ class Reading:
     """How far the server has read its prompt, 0 to 1; only some tell."""
 
     share: float
+    prompt_tokens: int | None = None
+    """Of the whole prompt."""
 
 
 @dataclass(frozen=True)
@@ -414,10 +416,10 @@ class Backend:
                     raise self._failed(wire.fault(event))
                 if (read := wire.usage(event)) is not None:
                     answer.usage = Usage(*read)
-                if (read_share := wire.progress(event)) is not None:
-                    if read_share > share:
-                        share, left_s = read_share, self._limits.first_token_s
-                    yield Reading(read_share)
+                if (reading := wire.progress(event)) is not None:
+                    if reading[0] > share:
+                        share, left_s = reading[0], self._limits.first_token_s
+                    yield Reading(*reading)
                 if (one := wire.choice(event)) is None:
                     continue
                 delta = answer.take(one)

@@ -65,10 +65,13 @@ class Cores:
 
     def _pass_on(self) -> None:
         """The cores stay held when they go to the next in the queue, so that nobody can slip in between."""
-        self._held = bool(self._queue)
-        if self._queue:
-            self._queue.popleft().granted.set_result(None)
-            self._tell(0)
+        while self._queue:
+            waiter = self._queue.popleft()
+            if not waiter.granted.done():  # who was cancelled stands in the queue until its task runs again
+                waiter.granted.set_result(None)
+                self._tell(0)
+                return
+        self._held = False
 
     def _tell(self, first: int) -> None:
         """Everybody from that place on has one fewer ahead."""
@@ -79,4 +82,5 @@ class Cores:
             except Exception as error:
                 # Its own claim fails, not that of the one who happens to leave.
                 self._queue.remove(waiter)
-                waiter.granted.set_exception(error)
+                if not waiter.granted.done():
+                    waiter.granted.set_exception(error)

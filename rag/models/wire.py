@@ -255,14 +255,14 @@ def usage(event: Event) -> tuple[int, int] | None:
     return None
 
 
-def progress(event: Event) -> float | None:
-    """Of llama.cpp: how much of the prompt is read, 0 to 1."""
+def progress(event: Event) -> tuple[float, int] | None:
+    """Of llama.cpp: how much of the prompt is read, 0 to 1, and how many tokens it has."""
     told = event.get("prompt_progress")
     try:
-        share = float(told["processed"] / told["total"])  # type: ignore[index]
-    except (TypeError, KeyError, ZeroDivisionError, OverflowError):
+        share, total = float(told["processed"] / told["total"]), int(told["total"])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, ZeroDivisionError, OverflowError):
         return None
-    return share if 0 <= share <= 1 else None
+    return (share, total) if 0 <= share <= 1 else None
 
 
 def logprobs(one: Event) -> list[Event]:

@@ -25,6 +25,7 @@ from rag.errors import DocumentError, RagError
 from rag.serve import completions
 from rag.serve.api_errors import ApiError, ApiRoute, declared
 from rag.serve.completions import MODELS, ChatRequest, Chunks, FileData, Wording
+from rag.serve.ending import hung_up, in_thread
 from rag.serve.service import Service
 from rag.serve.visitors import VISITOR
 from rag.turn import cascade
@@ -37,8 +38,6 @@ log = logging.getLogger("smallfirst")
 
 BEAT_S = 10.0
 """A stream in which nothing came for so long says what is being done, so that nobody takes it for dead."""
-STOP_S = 0.1
-"""How often a reading is told to stop until it has."""
 # With this our own answer to a question without one begins.
 SILENT: Final = say("turn.not_found_no_word").partition(":")[0]
 
@@ -130,6 +129,7 @@ class Asked:
         self._owner = VISITOR.get().owner
         *earlier, last = wanted.talk
         self._question = last.text
+        self.ending = service.ending
         self.session = Session(service.library, self.mode)
         asked: str | None = None
         for message in earlier:
@@ -158,6 +158,9 @@ class Asked:
             self._ids.append(file.file_id)
             return
         name = (file.filename or "").replace("\\", "/").rpartition("/")[2].strip()
+        if not name:
+            why = f"{place}.filename: A file in the request needs its name, as in manual.pdf."
+            raise ApiError(400, why, param=f"{place}.filename")
         assert file.file_data is not None
         data = file.file_data
         if data.startswith("data:"):
@@ -192,28 +195,20 @@ class Asked:
             session.attachments.close()
 
     async def _read(self, name: str, place: str, data: str) -> None:
-        """A thread cannot be cancelled: it is told to stop until it has."""
         attachments = self.session.attachments
 
         def add() -> None:
             try:
-                read = base64.b64decode(data, validate=True)
+                read = base64.b64decode("".join(data.split()), validate=True)
             except ValueError:
                 why = f"{place}.file_data: This is not base64."
                 raise ApiError(400, why, param=f"{place}.file_data") from None
             attachments.add(read, name)
 
-        reading = asyncio.create_task(asyncio.to_thread(add))
         try:
-            await asyncio.shield(reading)
+            await in_thread(add, attachments.stop)
         except DocumentError as error:
             raise ApiError(400, str(error), param=place) from None
-        except asyncio.CancelledError:
-            while not reading.done():
-                attachments.stop()
-                await asyncio.wait([reading], timeout=STOP_S)
-            reading.exception()
-            raise
 
     def url_of(self, citation: Citation) -> str:
         """Where the cited document is read."""
@@ -245,37 +240,43 @@ class Reply(Response):
         self._places = places
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._work(scope, receive, send))
-        gone = asyncio.create_task(_hung_up(receive))
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.wait((work, gone))
-        if not work.cancelled():
-            work.result()
-
-    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         number = {"x-request-id": self.headers["x-request-id"]} if "x-request-id" in self.headers else {}
 
         async def whole(response: Response) -> None:
             response.headers.update(number)
             await response(scope, receive, send)
 
-        stream = _Stream(send, self._asked, number)
-        try:
-            with self._places:
-                if self._asked.wanted.stream:
-                    await stream.run()
-                else:
-                    await whole(await self._whole())
-        except Exception as caught:
-            error = _told_of(caught)
+        async def fail(error: ApiError) -> None:
             if stream.begun:
                 await stream.fail(error)
             else:
                 await whole(error.response())
+
+        async def answer() -> None:
+            try:
+                with self._places:
+                    if self._asked.wanted.stream:
+                        await stream.run()
+                    else:
+                        await whole(await self._whole())
+            except Exception as caught:
+                await fail(_told_of(caught))
+
+        stream = _Stream(send, self._asked, number)
+        work = asyncio.create_task(answer())
+        gone = asyncio.create_task(hung_up(receive))
+        ending = asyncio.create_task(self._asked.ending.wait())
+        tasks = (work, gone, ending)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if not work.cancelled():
+            work.result()
+        elif not ending.cancelled():
+            await fail(ApiError(503, "The server is ending. Ask again when it is back."))
 
     async def _whole(self) -> Response:
         asked, answer = self._asked, None
@@ -289,12 +290,6 @@ class Reply(Response):
                     answer = completions.whole(asked.wanted, turn, cited, asked.told(turn))
         assert answer is not None, "a turn ends with an answer or fails"
         return Response(completions.as_json(answer), media_type="application/json")
-
-
-async def _hung_up(receive: Receive) -> None:
-    # The body was read whole; the next thing that comes from the client is its hanging up.
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _told_of(error: Exception) -> ApiError:

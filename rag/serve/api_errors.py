@@ -76,6 +76,8 @@ class ApiError(Exception):
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return cls(400, "The body is not JSON.")
+        if "Expected UploadFile" in first["msg"]:
+            return cls(400, "file: Send it as a file with a name, as in `-F file=@manual.pdf`.", param="file")
         # Where several forms are allowed, pydantic names them too; the caller knows only names and places of his own.
         path = [str(part) for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
         param = ".".join(path)

@@ -32,7 +32,7 @@ from rag.settings import Settings
 from rag.words import language_of
 
 # What programs ask for. Everything else of the chat is for who signed in; of `smallfirst serve`, for everybody.
-KEYED: Final = re.compile(r"/(v1(/.*)?|metrics|ondevice/(prompt|verdict))")
+KEYED: Final = re.compile(r"/(v1(/.*)?|metrics|ondevice/(prompt|verdict))\s*", re.DOTALL)
 # Of these, what may be asked for as often as a scraper likes.
 UNCOUNTED: Final = re.compile(r"/metrics")
 
@@ -49,35 +49,36 @@ class Keys:
         return bool(self._digests)
 
     def visitor(self, connection: HTTPConnection) -> Visitor | None:
-        """Whose key it carries; None where it carries none, or an unknown one. Raises ApiError after too many of these."""
+        """Whose key it carries; None where it carries none, or an unknown one."""
         scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
         if not self or scheme.lower() != "bearer" or not bearer.strip():
             return None
-        address = network(connection.client.host) if connection.client else ""
-        if (wait_s := self._of_addresses.wait_s(address)) > 0:
-            seconds = math.ceil(wait_s)
-            why = f"Too many unknown keys came from there. Try again in {seconds} s."
-            raise ApiError(429, why, headers={"Retry-After": str(seconds)})
         digest = hashlib.sha256(bearer.strip().encode("latin-1")).digest()  # as its bytes came
         # Every one is looked at: how long it takes says nothing of which it was.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(matches):
-            self._of_addresses.failed(address)
             return None
+        address = network(connection.client.host) if connection.client else ""
         language = language_of(connection.headers.get("accept-language", ""))
         return Visitor(digest.hex()[:12], address, language, by_key=True)
+
+    def refusal(self, connection: HTTPConnection) -> ApiError:
+        """For who is nobody: 401; 429 for a while, from where too many unknown keys came. Who has a key is not held up."""
+        address = network(connection.client.host) if connection.client else ""
+        if (wait_s := self._of_addresses.wait_s(address)) > 0:
+            seconds = math.ceil(wait_s)
+            why = f"Too many unknown keys came from there. Try again in {seconds} s."
+            return ApiError(429, why, headers={"Retry-After": str(seconds)})
+        given = bool(connection.headers.get("authorization"))
+        if given:
+            self._of_addresses.failed(address)
+        why = "This API key is not one of RAG_API_KEYS." if given else "No API key was sent."
+        mend = "Send one as the header `Authorization: Bearer KEY`."
+        return ApiError(401, f"{why} {mend}", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def unknown(keys: Keys, connection: HTTPConnection) -> ApiError:
-    """Nobody may be here who is nobody."""
-    given = bool(connection.headers.get("authorization"))
-    why = "This API key is not one of RAG_API_KEYS." if given else "No API key was sent."
-    mend = "Send one as the header `Authorization: Bearer KEY`."
-    return ApiError(401, f"{why} {mend}", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def check(settings: Settings, host: str) -> None:
@@ -102,12 +103,9 @@ class KeyDoor:
             return
         connection = HTTPConnection(scope)
         answer: Response | None = None
-        try:
-            visitor = self.keys.visitor(connection)
-            if visitor is None and self.keys and KEYED.fullmatch(scope["path"]):
-                raise unknown(self.keys, connection)
-        except ApiError as error:
-            answer, visitor = error.response(), None
+        visitor = self.keys.visitor(connection)
+        if visitor is None and self.keys and KEYED.fullmatch(scope["path"]):
+            answer = self.keys.refusal(connection).response()
         address = network(connection.client.host) if connection.client else ""
         language = language_of(connection.headers.get("accept-language", ""))
         VISITOR.set(visitor or Visitor(LOCAL, address, language))

@@ -415,6 +415,8 @@ class Wording:
         sent, answer = self.sent, str(turn.answer)
         if answer.startswith(f"{sent}{self.marks.rest()}".rstrip()):
             rest = answer[len(sent) :] if answer.startswith(sent) else answer[len(sent.rstrip()) :]
+        elif not sent:
+            rest = answer
         else:
             # Another model's, or what was only thought aloud, or a refusal in the model's own words.
             self.answer_from = len(sent) + 2

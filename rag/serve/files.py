@@ -7,10 +7,10 @@ Knows what a file must be to be taken, who reads it, and which files a request m
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import Response
@@ -23,6 +23,7 @@ from rag.corpus.reader import Reader
 from rag.errors import DocumentError
 from rag.serve import documents
 from rag.serve.api_errors import ApiError, ApiRoute, declared
+from rag.serve.ending import in_thread, while_there
 from rag.serve.file_store import File, FileStore
 from rag.serve.hardening import EXTENSIONS, USUAL
 from rag.serve.visitors import VISITOR
@@ -163,16 +164,8 @@ class Files:
     async def _read(self, data: bytes, filename: str) -> tuple[Ingest, list[Passage]]:
         reader = await self._readers.get()
         try:
-            reading = asyncio.create_task(asyncio.to_thread(reader.read, data, filename))
-            try:
-                return await asyncio.shield(reading)
-            except asyncio.CancelledError:
-                # A thread cannot be cancelled; and until it has ended, its reader is not free for another file.
-                while not reading.done():
-                    reader.stop()
-                    await asyncio.wait([reading], timeout=0.1)
-                reading.exception()  # it was asked for
-                raise
+            # Until its thread has ended, a reader is not free for another file.
+            return await in_thread(lambda: reader.read(data, filename), reader.stop)
         finally:
             self._readers.put_nowait(reader)
 
@@ -321,9 +314,12 @@ def router(files: Files) -> APIRouter:
             expires_after_s=seconds,
         )  # fmt: skip
         try:
-            return FileObject.of(await _while_there(request, adding))
+            kept = await while_there(request.receive, adding)
         except DocumentError as error:
             raise _refused(str(error)) from None
+        if kept is None:
+            raise ApiError(499, "The client hung up.")  # nobody is left to read it
+        return FileObject.of(kept)
 
     @routes.get("", responses=WRONG)
     async def index(
@@ -370,24 +366,3 @@ def router(files: Files) -> APIRouter:
         return documents.served(data, name, pdf=pdf, texts_inline=True)
 
     return routes
-
-
-async def _while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns or raises; it is cancelled when the client hangs up."""
-
-    async def hang_up() -> None:
-        # The body was read whole; the next thing that comes from the client is its hanging up.
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.create_task(work), asyncio.create_task(hang_up())
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait((working,))
-    if working.cancelled():
-        raise ApiError(499, "The client hung up.")  # nobody is left to read it
-    return working.result()

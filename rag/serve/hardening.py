@@ -30,6 +30,7 @@ The holes that it closes, each shown open and closed in tests/test_hardening.py:
     pictures in an answer load from anywhere                    Content-Security-Policy
     the page itself calls font and style servers                those lines are taken out of it
     the list of all routes is public                            404
+    a newline ends an address, and no pattern here knows it     400, whatever control character it is
     messages of a closed conversation stay in memory            forgotten with the session
 """
 
@@ -131,6 +132,9 @@ CLOSED: Final = re.compile(
 # Chainlit's own routes that take JSON with ids in it. Other routes of the application judge their bodies themselves.
 JSON_WITH_IDS: Final = re.compile(r"/(project/(action|thread|threads)|set-session-cookie)")
 ID_IN_PATH: Final = re.compile(r"/project/thread/([^/]*)(?:/element/([^/]*))?/?")
+
+# What a page of a named origin may read of an answer, beside its body.
+EXPOSED: Final = ("x-request-id", "Retry-After")
 
 FOREIGN_LINK: Final = re.compile(r"""<link\b[^>]*\bhref=["'](?:https?:)?//[^>]*>\s*""")
 
@@ -271,7 +275,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            if self.stranger(Headers(scope=scope)):
+            if self.unclear(scope["path"]) or self.stranger(Headers(scope=scope)):
                 await send({"type": "websocket.close", "code": 1008})  # before the handshake: the client sees 403
             else:
                 await self.app(scope, receive, send)
@@ -289,7 +293,12 @@ class Gate:
 
         headers = Headers(scope=scope)
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        refusal = self.stranger(headers) or self.bad_request(path, query) or self.too_long(headers, limit)
+        refusal = (
+            self.unclear(path)
+            or self.stranger(headers)
+            or self.bad_request(path, query)
+            or self.too_long(headers, limit)
+        )
         thread_id = self.thread_of(query["session_id"][0]) if upload and len(query.get("session_id", [])) == 1 else None
         if refusal is None and upload:
             refusal = self.no_room(query, thread_id)
@@ -319,6 +328,12 @@ class Gate:
         finally:
             if thread_id is not None and answer.status != 200:
                 self.uploads.give_back(thread_id)
+
+    def unclear(self, path: str) -> Refusal | None:
+        """An address that patterns and routes could read differently: a route's `$` matches before a final newline."""
+        if any(character < " " or character == "\x7f" for character in path):
+            return Refusal(400, "The address holds a control character. Take it out.")
+        return None
 
     def stranger(self, headers: Headers) -> Refusal | None:
         """Someone who came under another name, or a page of another site."""
@@ -662,4 +677,7 @@ def answer_no_foreign_page(app: Starlette, allowed_origins: Collection[str]) -> 
     middleware: list[Any] = app.user_middleware
     cors = [entry for entry in middleware if entry.cls is CORSMiddleware]
     expect(len(cors) == 1 and "allow_origins" in cors[0].kwargs, "its CORS middleware")
-    cors[0].kwargs["allow_origins"] = sorted(allowed_origins)
+    cors[0].kwargs.update(allow_origins=sorted(allowed_origins), expose_headers=list(EXPOSED))
+    # Before the door: a page of a named origin must be able to read why it is not let in, and asks first without a key.
+    middleware.remove(cors[0])
+    middleware.insert(0, cors[0])

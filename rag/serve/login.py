@@ -39,7 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag.errors import UserError
 from rag.serve.api_errors import ApiError
-from rag.serve.callers import KEYED, Keys, unknown
+from rag.serve.callers import KEYED, Keys
 from rag.serve.hardening import host_name, is_address, is_loopback
 from rag.serve.users import Users, canonical, replace
 from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
@@ -271,12 +271,9 @@ class Door:
         unasked = self.login.how == "auto" and bool(self.keys)  # who is let in unasked has not signed in
         keyed = scope["type"] == "http" and KEYED.fullmatch(scope["path"].removeprefix(self.root_path))
         if keyed and (unasked or not isinstance(who, Pass)):
-            try:
-                program = self.keys.visitor(connection)
-                if program is None and unasked:
-                    raise unknown(self.keys, connection)
-            except ApiError as error:
-                await error.response()(scope, receive, send)
+            program = self.keys.visitor(connection)
+            if program is None and self.keys:
+                await self.keys.refusal(connection).response()(scope, receive, send)
                 return
             if program is not None:
                 VISITOR.set(program)
@@ -308,7 +305,7 @@ class Door:
             there = self._go(f"/{wanted}" if wanted == ON_DEVICE else f"/thread/{wanted}")
             there.delete_cookie(self.wanted)
             return there
-        if HEALTH.fullmatch(path) or self._preflight(scope):
+        if HEALTH.fullmatch(path):
             return None
         if self.login.how == "password":
             if OPEN.fullmatch(path):
@@ -328,11 +325,6 @@ class Door:
 
     def _go(self, path: str) -> Response:
         return RedirectResponse(f"{self.root_path}{path}", 303, headers={"Cache-Control": "no-store"})
-
-    def _preflight(self, scope: Scope) -> bool:
-        """Browsers ask without cookies; the CORS middleware answers, and nobody behind it hears of it."""
-        headers = Headers(scope=scope)
-        return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 class Wire:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
@@ -18,7 +19,8 @@ from starlette.responses import RedirectResponse, Response
 from rag import __version__, terminal
 from rag.serve import api, callers, documents, files, ondevice, readiness
 from rag.serve.api_errors import ApiError
-from rag.serve.hardening import Gate, Rules, Uploads
+from rag.serve.ending import Server
+from rag.serve.hardening import EXPOSED, Gate, Rules, Uploads
 from rag.serve.ports import check_port, shown_address
 from rag.serve.service import Service
 from rag.settings import Settings
@@ -104,7 +106,7 @@ def application(service: Service, listen: str) -> FastAPI:
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Stainless-*"], max_age=600,
+            allow_headers=["*"], expose_headers=list(EXPOSED), max_age=600,
         )  # fmt: skip
     rules = Rules(
         listen=listen,
@@ -118,14 +120,11 @@ def application(service: Service, listen: str) -> FastAPI:
 
 def serve(host: str, port: int, settings: Settings) -> None:
     """Run the API until it is interrupted. A port that is taken, or an API for anybody, is a UserError."""
-    import uvicorn
-
     check_port(host, port)
     callers.check(settings, host)
     service = Service(settings)
     address = shown_address(host, port)
     terminal.notices.print(f"API at {address}/v1, in the browser {address}/ondevice (Ctrl-C ends it)", markup=False)
-    config = uvicorn.Config(
-        application(service, host), host=host, port=port, log_level="error", timeout_graceful_shutdown=3
-    )
-    asyncio.run(uvicorn.Server(config).serve())
+    app = application(service, host)
+    config = uvicorn.Config(app, host=host, port=port, log_level="error", timeout_graceful_shutdown=3)
+    asyncio.run(Server(config).serve())

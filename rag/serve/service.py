@@ -15,6 +15,7 @@ from rag.metrics import Metrics
 from rag.models.backend import Message
 from rag.models.legs import Legs
 from rag.models.places import LegName
+from rag.serve.ending import when_server_ends
 from rag.serve.files import Files
 from rag.settings import Settings
 from rag.telemetry import Telemetry
@@ -36,11 +37,14 @@ class Service:
         self.metrics = Metrics(self.library, self.legs)
         self.observers: Sequence[Observer] = (self.telemetry, self.metrics)
         self.files = Files(settings)
+        self.ending = asyncio.Event()
+        """The server was asked to end: whoever is still sending comes to an end, too."""
         self._background: set[asyncio.Task[Any]] = set()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Bring the documents up to date and the models up; returns at once, and tells the terminal what becomes of it."""
+        when_server_ends(self.ending.set)
         # The first look at the folder must not be over before somebody waits for its end.
         self.keep(asyncio.create_task(self._tell_documents()))
         self._watching = asyncio.create_task(self.library.watch())

@@ -13,6 +13,7 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from rag.serve import login
+from rag.serve.ending import Server
 from rag.serve.ports import check_port
 from rag.settings import PACKAGE, Settings, app_home
 from rag.words import LANGUAGES
@@ -52,7 +53,7 @@ def serve(host: str, port: int, *, open_browser: bool) -> None:
     load_module(config.run.module_name)
     ensure_jwt_secret()  # type: ignore[no-untyped-call]
     init_markdown(config.root)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="error", timeout_graceful_shutdown=3))
+    server = Server(uvicorn.Config(app, host=host, port=port, log_level="error", timeout_graceful_shutdown=3))
     asyncio.run(server.serve())
 
 

@@ -120,7 +120,7 @@ def bill(
     return Bill(
         input_tokens=_sum(read, lost),
         output_tokens=_sum(written, lost),
-        at_least=bool(lost) or any(draft.usage is None for draft in drafts),
+        at_least=bool(lost) or any(draft.usage is None or draft.finish_reason is None for draft in drafts),
         tokens_per_s=_speed(drafts[-1], trace) if drafts else None,
         cost=None if None in costs else sum(cost for cost in costs if cost is not None),
         currency=settings.currency,

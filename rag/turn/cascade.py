@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from rag.corpus.analysis import PIECE
 from rag.corpus.index import Hit, Query
 from rag.errors import ModelError, QuestionTooLong, RagError, UserError
-from rag.models.backend import HERE, Draft, Reading, Thinking, Waiting
+from rag.models.backend import HERE, Draft, Reading, Thinking, Usage, Waiting
 from rag.models.backend import Token as Written
 from rag.models.legs import Answering, Pair
 from rag.resources import Sampler, Used
@@ -511,6 +511,7 @@ class _Work:
             yield Phase("ask", say(READS[leg.name]))
             written = ""
             tokens: list[Written] = []
+            prompt_tokens: int | None = None
             stream = server.stream(
                 built.messages, max_tokens=self._most(leg), trace=self.trace, temperature=self.temperature
             )
@@ -523,6 +524,7 @@ class _Work:
                             yield Phase("queue", say(QUEUES[leg.name], count=piece.ahead))
                         continue
                     if isinstance(piece, Reading):
+                        prompt_tokens = piece.prompt_tokens
                         yield Phase("ask", say(READS_SHARE[leg.name], percent=round(100 * piece.share)))
                         continue
                     self.where[leg.name] = server.where
@@ -550,9 +552,10 @@ class _Work:
                         self.shown += text
                         yield Token(leg.name, text)
                     if self.denied or (watch is not None and watch.given_up(written, tokens)):
-                        # Hanging up is how the model learns to stop.
+                        # Hanging up is how the model learns to stop; what it had read and written by then is known here.
+                        usage = None if prompt_tokens is None else Usage(prompt_tokens, len(tokens))
                         self.drafts.append(
-                            Draft(leg.name, server.model, written, tuple(tokens), runs_on=server.runs_on)
+                            Draft(leg.name, server.model, written, tuple(tokens), usage, runs_on=server.runs_on)
                         )
                         break
 

@@ -18,7 +18,7 @@ Idf = Callable[[str], float]
 
 _MARKER = re.compile(r"[ \t]*\[(\d+(?:\s*,\s*\d+)*)\]")
 # The end of a text that more text could make a marker.
-_OPEN = re.compile(r"[ \t]*(?:\[[\d\s,]{0,40})?\Z")
+_OPEN = re.compile(r"\s*(?:\[[\d\s,]{0,40})?\Z")
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,10 @@ def loaded(browser: Browser, server: Serving) -> Iterator[tuple[Visit, Page]]:
         page.evaluate(
             """() => {
               window.said = [];
-              const state = document.querySelector("#model-state");
-              new MutationObserver(() => window.said.push(state.textContent)).observe(state, {childList: true});
+              for (const id of ["model-state", "amount"]) {
+                const place = document.getElementById(id);
+                new MutationObserver(() => window.said.push([id, place.textContent])).observe(place, {childList: true});
+              }
             }"""
         )
         page.locator("#start").click()
@@ -173,7 +175,11 @@ def complaint(page: Page) -> Locator:
 def test_the_first_visit_fetches_the_weights_and_says_how_far_it_is(loaded: tuple[Visit, Page]) -> None:
     visit, page = loaded
     said = page.evaluate("() => window.said")
-    assert any(re.fullmatch(r"Fetching from the server: \d+ of 98 MB", text) for text in said), said
+    assert any(re.fullmatch(r"\d+ of 98 MB", text) for place, text in said if place == "amount"), said
+    phases = [text.split(":")[0] for place, text in said if place == "model-state"]
+    assert phases == [
+        "Looking at what this browser can do", "Fetching from the server", "Checking the file", "Starting", "Ready",
+    ], "what a screen reader says"  # fmt: skip
     assert len(visit.weights) == 1
     expect(page.locator("#model-state")).to_contain_text("one thread")
     assert page.locator("#why li").all_inner_texts() == [
@@ -197,6 +203,11 @@ def test_three_models_answer_side_by_side_with_times_and_verdicts(loaded: tuple[
         )
     expect(column(exchange, "browser").locator(".figures")).to_contain_text("load")
     expect(column(exchange, "browser").locator(".verdict")).to_contain_text("how sure the model was")
+    assert column(exchange, "browser").inner_text().count("cut off at its longest allowed length") <= 1
+    page.set_viewport_size({"width": 1000, "height": 900})
+    tops = exchange.locator(".column").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().top)")
+    assert len(set(tops)) == 1, "side by side"
+    page.set_viewport_size({"width": 1100, "height": 900})
     picture = exchange.locator("svg.bars")
     expect(picture).to_have_attribute("aria-label", re.compile(r"Browser: load .+ writing .+; SLM: .+; LLM: "))
     assert picture.locator("rect:not(.track)").count() >= 6
@@ -213,6 +224,15 @@ def test_a_citation_leads_to_the_document_here(loaded: tuple[Visit, Page]) -> No
     for address in addresses:
         with urllib.request.urlopen(address, timeout=10) as answer:
             assert answer.status == 200
+    # No link carries a key: with one, the page fetches the document and shows that.
+    page.locator("#key").evaluate("(field) => { field.value = 'ключ'; field.dispatchEvent(new Event('change')); }")
+    with page.expect_request("**/v1/documents/**") as asked, page.expect_popup() as opened:
+        places.first.click()
+    assert asked.value.headers["authorization"].encode("latin-1").decode() == "Bearer ключ"
+    assert opened.value.url.startswith("blob:")
+    assert opened.value.locator("body").inner_text().strip()
+    opened.value.close()
+    page.locator("#key").evaluate("(field) => { field.value = ''; field.dispatchEvent(new Event('change')); }")
 
 
 def test_stop_ends_the_answer_and_the_next_question_is_answered(loaded: tuple[Visit, Page]) -> None:
@@ -233,6 +253,53 @@ def test_stop_ends_the_answer_and_the_next_question_is_answered(loaded: tuple[Vi
     page.locator("#question").fill(" ")
     page.keyboard.press("Enter")
     expect(page.locator("#complaint")).to_have_text("Type a question first.")
+
+
+def test_another_way_of_running_stops_the_answer_and_is_no_fault(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    page.locator("#question").fill("Tell me all about the bakery at Varga.")
+    page.keyboard.press("Enter")
+    answer = column(page.locator(".exchange").first, "browser")
+    expect(answer.locator(".state")).to_contain_text("Reading the prompt")
+    page.locator("#way").evaluate("(way) => { way.value = 'auto'; way.dispatchEvent(new Event('change')); }")
+    expect(answer.locator(".state")).to_have_text("Stopped: the model was started anew.")
+    expect(answer.locator(".failure")).to_have_count(0)
+    expect(page.locator("body")).to_have_attribute("data-model", "ready")
+    expect(complaint(page)).to_have_count(0)
+
+
+def test_a_new_conversation_forgets_what_is_still_being_judged(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    page.route("**/ondevice/verdict", lambda route: None)  # no verdict comes
+    page.locator("#question").fill(QUESTION)
+    page.keyboard.press("Enter")
+    answer = column(page.locator(".exchange").first, "browser")
+    expect(answer.locator(".state")).to_have_text("Checking the answer")
+    page.locator("#reference").focus()
+    page.locator("#anew").evaluate("(button) => button.click()")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator("#reference")).to_be_focused()
+    page.unroute("**/ondevice/verdict")
+    with page.expect_request("**/ondevice/prompt") as asked:
+        ask(page, "browser")
+    assert asked.value.post_data_json["history"] == []
+
+
+def test_a_slow_server_is_not_called_gone(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    page.evaluate(
+        """() => {
+          window.timeout = AbortSignal.timeout;
+          AbortSignal.timeout = () => AbortSignal.abort(new DOMException("", "TimeoutError"));
+        }"""
+    )
+    answer = column(ask(page, "browser"), "browser")
+    page.evaluate("() => { AbortSignal.timeout = window.timeout; }")
+    assert answer.locator(".note").all_inner_texts()[:2] == [
+        "The server did not search (The server did not answer in time): answered from the reference text alone.",
+        "Earlier questions are not taken along without the server.",
+    ]
+    expect(answer.locator(".verdict")).to_have_text("Not judged: The server did not answer in time.")
 
 
 def test_the_second_visit_fetches_no_weights_and_shows_both_times(loaded: tuple[Visit, Page]) -> None:
@@ -357,6 +424,18 @@ def test_without_simd_the_servers_models_can_still_be_asked(visit: Visit) -> Non
     exchange = ask(page, "browser", "slm", question="What is BM25?")
     expect(column(exchange, "browser").locator(".failure")).to_contain_text("is not started")
     assert column(exchange, "slm").locator(".text").inner_text().strip()
+    exchange = ask(page, "slm", question="Zxqv blorptang wumpf?")
+    silent = column(exchange, "slm")
+    expect(silent.locator(".state")).to_have_text("No model was asked.")
+    expect(silent.locator(".figures")).to_have_text(re.compile(r"[\d.]+ m?s in all"))
+    # Nothing of a model is needed for reference texts from files.
+    old = {"name": "old.txt", "mimeType": "text/plain", "buffer": "På söndagar".encode("latin-1")}
+    page.locator("#files").set_input_files(old)  # type: ignore[arg-type]
+    expect(page.locator("#complaint")).to_contain_text("old.txt is not in UTF-8.")
+    page.locator("#files").set_input_files({**old, "buffer": "På söndagar".encode()})  # type: ignore[arg-type]
+    expect(page.locator("#complaint")).to_be_hidden()
+    expect(page.locator("#reference")).to_have_value("På söndagar")
+    expect(page.locator("#files")).to_have_value("")
 
 
 def test_a_server_with_keys_is_given_one_that_only_this_tab_keeps(visit: Visit) -> None:
@@ -370,20 +449,92 @@ def test_a_server_with_keys_is_given_one_that_only_this_tab_keeps(visit: Visit) 
     page.route("**/v1/chat/completions", keyed)
     exchange = ask(page, "slm", question="What is BM25?")
     expect(column(exchange, "slm").locator(".failure")).to_contain_text("The server wants an API key")
+    expect(page.locator("#question")).to_have_value("What is BM25?")  # it will be asked again
+    page.locator("#key").fill("open-barley")
+    exchange = ask(page, "slm", question="What is BM25?")
+    expect(column(exchange, "slm").locator(".failure")).to_contain_text("is not one of RAG_API_KEYS")
     page.locator("#key").fill("open-sesame")
     exchange = ask(page, "slm", question="What is BM25?")
     assert column(exchange, "slm").locator(".text").inner_text().strip()
     assert "open-sesame" not in page.evaluate("() => JSON.stringify(localStorage)")
 
 
+WEIGHTS = "(await (await navigator.storage.getDirectory()).getDirectoryHandle('smallfirst-weights', {create: true}))"
+
+
 def test_a_fetch_can_be_cancelled_and_begun_again(visit: Visit) -> None:
+    visit.context.add_init_script(
+        """
+        const write = FileSystemWritableFileStream.prototype.write;
+        window.gate = new Promise((resolve) => { window.openGate = resolve; });
+        FileSystemWritableFileStream.prototype.write = async function (chunk) {
+          window.writing = true;
+          await window.gate;
+          return write.call(this, chunk);
+        };
+        """
+    )
     page = visit.open()
-    page.route("**/*.gguf", lambda route: None)  # the bytes never come
     page.locator("#start").click()
+    page.wait_for_function("() => window.writing")
     page.get_by_role("button", name="Cancel").click()
+    page.evaluate("() => window.openGate()")
+    page.wait_for_function(f"async () => {{ for await (const _ of {WEIGHTS}.keys()) return false; return true; }}")
     expect(page.locator("#model-state")).to_contain_text("Not started.")
     expect(page.locator("body")).to_have_attribute("data-model", "idle")
     expect(page.locator("#start")).to_have_text("Start")
+
+
+def test_a_start_can_be_cancelled_while_its_code_is_on_its_way(visit: Visit) -> None:
+    held: list[Route] = []
+    visit.context.route("**/wllama.wasm", held.append)
+    page = visit.open()
+    page.locator("#start").click()
+    expect(page.locator("#model-state")).to_contain_text("Starting")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("body")).to_have_attribute("data-model", "idle")
+    with page.expect_request_finished():
+        held.pop().continue_()
+    page.evaluate("() => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))")
+    expect(page.locator("#model-state")).to_contain_text("Not started.")
+    assert page.workers == []
+
+
+def test_a_second_tab_waits_for_the_first_and_fetches_nothing(visit: Visit) -> None:
+    held: list[Route] = []
+    visit.context.route("**/*.gguf", held.append)
+    first = visit.open()
+    first.locator("#start").click()
+    expect(first.locator("#model-state")).to_have_text("Fetching from the server")
+    # What an interrupted visit leaves is no file.
+    first.reload()
+    expect(first.locator("#model-state")).to_contain_text("Not started.")
+    name = first.evaluate("async () => (await (await fetch('ondevice/models')).json()).models[0].file")
+    first.evaluate(f"async (name) => void (await {WEIGHTS}.getFileHandle(name, {{create: true}}))", name)
+    first.locator("#start").click()
+    expect(first.locator("#model-state")).to_have_text("Fetching from the server")
+    second = visit.open()
+    second.locator("#start").click()
+    expect(second.locator("#model-state")).to_have_text("Another tab is fetching it; this one waits for it")
+    held.pop().continue_()
+    expect(second.locator("body")).to_have_attribute("data-model", "ready")
+    expect(second.locator("#times-storage")).to_have_text("From storage, now")
+    assert len(visit.weights) == 2, "one before the reload, one after it"
+
+
+def test_without_the_list_of_models_a_start_asks_for_it_again(visit: Visit) -> None:
+    page = visit.context.new_page()
+    page.route("**/ondevice/models", lambda route: route.abort())
+    page.goto(f"{visit.url}/ondevice")
+    expect(complaint(page)).to_contain_text("The server is not there, and the weights are not stored")
+    page.locator("#start").click()
+    expect(complaint(page)).to_contain_text("The server is not there, and the weights are not stored")
+    page.unroute("**/ondevice/models")
+    signed_out = {"detail": "Sign in first."}
+    page.route("**/*.gguf", lambda route: route.fulfill(status=401, json=signed_out))
+    page.locator("#start").click()
+    expect(complaint(page)).to_contain_text("The server asks who you are.")
+    assert not page.locator("#key-fold").evaluate("(fold) => fold.open")
 
 
 def test_a_start_that_hangs_is_ended_and_said(visit: Visit) -> None:

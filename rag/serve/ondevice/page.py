@@ -27,7 +27,7 @@ WLLAMA: Final = "3.8.1"
 SHARED: Final = (
     "page.ms", "page.seconds", "page.megabytes", "page.megabytes_of", "page.speed", "page.first_token_after",
     "page.unit_page", "page.unit_slide", "page.unit_sheet", "page.because", "page.retry", "page.column_question",
-    "turn.phase_judge", "chat.stopped",
+    "turn.phase_judge", "turn.note_cut_off", "turn.reason_cut_off", "chat.stopped",
 )  # fmt: skip
 """What this page says in the same words as the chat."""
 

@@ -4,6 +4,7 @@
 // is found and how an answer is judged is the server's, and where that is not there, it is said and the browser goes on.
 
 import { Fault, Stopped } from "./faults.js";
+import { key } from "./kept.js";
 import { Gone, Refusal, ask, askJson, events } from "./server.js";
 import { t } from "./texts.js";
 import * as wording from "./wording.js";
@@ -32,8 +33,9 @@ async function prompted(question, options, column, signal) {
     why = error;
   }
   if (!reference.trim() || !opening) throw why instanceof Gone ? new Fault("ondevice.fail_gone_nothing") : why;
-  const note = why instanceof Gone ? "ondevice.note_gone" : why.status === 401 ? "ondevice.note_key" : "ondevice.note_refused";
+  const note = why instanceof Gone ? "ondevice.note_gone" : why.of_key && !key() ? "ondevice.note_key" : "ondevice.note_refused";
   column.note(t(note, { detail: why.message.replace(/[.。]$/, "") }));
+  if (options.history.length) column.note(t("ondevice.note_alone"));
   const evidence = wording.nearest(question, reference, opening.passage_chars);
   if (evidence.length < reference.trim().length) column.note(t("ondevice.note_reference_cut"));
   return { messages: wording.messages(opening, model, window, question, evidence), alone: true, notes: [], hits: [], read: [] };
@@ -45,10 +47,7 @@ export async function inBrowser(question, options, column, { signal, found }) {
   const prompt = await prompted(question, options, column, signal);
   found(prompt);
   if (prompt.silent) {
-    column.stand(prompt.answer);
-    column.end();
-    column.phase("ondevice.note_silent");
-    column.judge(null, t("ondevice.verdict_none", { why: t("ondevice.verdict_silent") }));
+    silent(prompt.answer, column);
     return REFUSED;
   }
   prompt.notes.forEach((note) => column.note(note));
@@ -60,11 +59,11 @@ export async function inBrowser(question, options, column, { signal, found }) {
       column.write(piece);
     },
   };
-  const written = await options.engine.ask(prompt.messages, { max_tokens: options.max_tokens, signal, on });
+  const { engine, run, max_tokens } = options;
+  const written = await engine.ask(prompt.messages, { max_tokens, signal, on, run });
   column.end();
   const tokens = written.tokens.length;
   column.tell({ tokens, rate: written.rate, read: written.read_tokens, kept: written.kept_tokens });
-  if (written.finish_reason === "length") column.note(t("ondevice.state_cut"));
   if (!written.text.trim()) {
     column.phase("ondevice.state_empty");
     return "";
@@ -77,8 +76,25 @@ export async function inBrowser(question, options, column, { signal, found }) {
     tokens: written.tokens.map(bare),
   };
   const answer = await judged(judging, column, signal);
+  if (answer === null && judging.finish_reason === "length") column.note(t("turn.note_cut_off"));
   column.phase();
   return answer ?? written.text;
+}
+
+/** The documents are silent: it was answered without asking a model. */
+function silent(answer, column) {
+  column.stand(answer);
+  column.first = null; // no token was waited for
+  column.end();
+  column.tell({});
+  column.phase("ondevice.note_silent");
+  column.judge(null, t("ondevice.verdict_none", { why: t("ondevice.verdict_silent") }));
+}
+
+/** That an answer was cut off is said once: by the verdict, if that is its reason. */
+function notes(said, verdict, column) {
+  const told = verdict?.reason === t("turn.reason_cut_off");
+  for (const note of said) if (!told || note !== t("turn.note_cut_off")) column.note(note);
 }
 
 /** Of a token, what judging needs. */
@@ -98,7 +114,7 @@ async function judged(body, column, signal) {
     return null;
   }
   if (body.engine !== "llm") column.stand(found.answer, found.citations.map((one) => placed(one, body)));
-  found.notes.forEach((note) => column.note(note));
+  if (body.engine !== "llm") notes(found.notes, found.verdict, column);
   const grounds = t(found.with_logprobs ? "ondevice.verdict_grounds_tokens" : "ondevice.verdict_grounds_words");
   column.judge(found.verdict, found.verdict ? grounds : t("ondevice.verdict_refused"));
   return found.refused ? REFUSED : found.answer;
@@ -143,6 +159,11 @@ export async function onServer(engine, question, options, column, { signal }) {
     column.phase();
     return column.answer;
   }
+  if (!turn.drafts.length) {
+    silent(turn.answer, column);
+    notes(turn.notes, null, column);
+    return turn.answer;
+  }
   const load = turn.trace.spans.filter((span) => span.name === "load").reduce((sum, span) => sum + span.duration_ms, 0);
   if (load) column.loaded(load, true);
   const draft = turn.drafts.findLast((one) => one.leg === engine) ?? turn.drafts.at(-1);
@@ -152,7 +173,7 @@ export async function onServer(engine, question, options, column, { signal }) {
   column.tell({ tokens, rate, read: draft?.usage?.input_tokens });
   column.model.textContent = turn.model ?? "";
   column.stand(turn.answer, turn.citations.map((one) => placed(one, options)));
-  turn.notes.forEach((note) => column.note(note));
+  notes(turn.notes, turn.verdict, column);
   column.phase();
   if (turn.refused) column.judge(null, t("ondevice.verdict_refused"));
   else if (turn.verdict) column.judge(turn.verdict, t("ondevice.verdict_grounds_turn"));

@@ -58,6 +58,7 @@ export async function plan(choice) {
   if (choice === "single") why.push(t("ondevice.why_single_asked"));
   else if (!window.crossOriginIsolated || typeof SharedArrayBuffer !== "function") why.push(t("ondevice.why_not_isolated"));
   else if (choice === "threads") threads = Math.max(2, Math.floor(cores / 2));
+  else if (cores === 1) why.push(t("ondevice.why_one_core"));
   else if (cores < 4) why.push(t("ondevice.why_few_cores", { count: cores }));
   else threads = Math.floor(cores / 2);
   return { gpu, threads, why };

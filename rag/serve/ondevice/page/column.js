@@ -2,8 +2,8 @@
 //
 // It knows how these look; whoever answers tells it. Spans are {load, wait, write} in ms, for the chart.
 
-import { button, element, put } from "./nodes.js";
-import { address } from "./server.js";
+import { lead } from "./links.js";
+import { element, put } from "./nodes.js";
 import { place, t, time } from "./texts.js";
 
 const MARK = /\[(\d+)\]/g;
@@ -95,7 +95,7 @@ export class Column {
       const pasted = citation.address === null;
       const where = pasted ? t("ondevice.source_reference") : place({ ...citation, heading: [] });
       const link = element(pasted ? "span" : "a", "", item, where);
-      if (!pasted) open(link, citation);
+      if (!pasted) this.open(link, citation);
       link.title = citation.quote;
     }
   }
@@ -104,21 +104,26 @@ export class Column {
     const link = element(citation.address === null ? "span" : "a", "mark", parent, String(citation.marker));
     link.title = citation.quote;
     if (citation.address !== null) {
-      open(link, citation);
+      this.open(link, citation);
       link.setAttribute("aria-label", `${citation.marker}: ${citation.source}`);
     }
+  }
+
+  open(link, citation) {
+    const page = citation.page ? `#page=${citation.page}` : "";
+    const name = citation.source.split("/").map(encodeURIComponent).join("/");
+    lead(link, citation.address ?? `v1/documents/${name}${page}`, (text) => this.note(text));
   }
 
   note(text) {
     if (text) element("p", "note", this.notes, text);
   }
 
-  fail(text, helps = []) {
+  fail(text) {
     this.end();
     put(this.state, "");
     const place = element("p", "failure", this.notes, text);
     place.setAttribute("role", "alert");
-    for (const [label, act] of helps) button(label, this.notes, act);
   }
 
   /** {accepted, reason}, or null; `grounds` says on what it was judged. */
@@ -145,12 +150,4 @@ export class Column {
     ];
     put(this.figures, told.filter(Boolean).join(" · "));
   }
-}
-
-function open(link, citation) {
-  const page = citation.page ? `#page=${citation.page}` : "";
-  const name = citation.source.split("/").map(encodeURIComponent).join("/");
-  link.href = address(citation.address ?? `v1/documents/${name}${page}`);
-  link.target = "_blank";
-  link.rel = "noopener";
 }

@@ -51,6 +51,7 @@ async function codeAddress() {
 export class Engine {
   constructor() {
     this.wllama = null;
+    this.run = null; // which start it is: another one gives up what was under way
     this.preparing = null;
     this.log = [];
     this.heard = 0;
@@ -62,11 +63,14 @@ export class Engine {
 
   /** Start on a file: {gpu, threads} as planned, `window` in tokens.
    *
-   * Returns {where, why, compile_ms, load_ms, gpu}: where it runs, in words. */
+   * Returns {where, why, compile_ms, load_ms, gpu, way}: where it runs, in words, and by a name for `kept.times`. */
   async start(file, planned, window) {
-    await this.stop();
+    const run = (this.run = {});
+    await this.quit();
+    this.of(run);
     this.log = [];
-    const address = await codeAddress();
+    const address = await this.watched(codeAddress(), 2 * START_S, null);
+    this.of(run);
     const note = (...words) => {
       this.heard = performance.now();
       if (this.log.length < LOGGED) this.log.push(words.map((word) => (typeof word === "string" ? word : "")).join(" "));
@@ -96,13 +100,19 @@ export class Engine {
       throw faultOf(error, true);
     } finally {
       if (address !== CODE) URL.revokeObjectURL(address);
+      if (this.starting === wllama) this.starting = null;
     }
-    if (this.starting !== wllama) {
+    if (this.run !== run) {
       await end(wllama);
       throw new Stopped();
     }
     this.wllama = wllama;
     return { ...this.told(planned), compile_ms: this.compiled - began, load_ms: performance.now() - this.compiled };
+  }
+
+  /** Nothing of a start, or of a question to it, goes on after another one. */
+  of(run) {
+    if (this.run !== run) throw new Stopped();
   }
 
   told(planned) {
@@ -112,7 +122,7 @@ export class Engine {
     else if (planned.gpu) why.unshift(t("ondevice.why_gpu_unused"));
     const threads = this.wllama.getNumThreads();
     const cpu = threads > 1 ? t("ondevice.where_threads", { count: threads }) : t("ondevice.where_single");
-    return { where: used ? t("ondevice.where_gpu", used) : cpu, why, gpu: used !== null, threads };
+    return { where: used ? t("ondevice.where_gpu", used) : cpu, why, gpu: used !== null, threads, way: used ? "gpu" : `threads-${threads}` };
   }
 
   /** Read what every prompt begins with, so that no question has to wait for it. It goes on until something is asked. */
@@ -126,16 +136,18 @@ export class Engine {
     });
   }
 
-  /** Answer `messages`. `on` hears `reading(share)` and `text(piece)`.
+  /** Answer `messages`. `on` hears `reading(share)` and `text(piece)`; `run` is the start that the question was put to.
    *
    * Returns {text, tokens, finish_reason, read_tokens, kept_tokens, rate}; `tokens` are OpenAI's logprobs, [] unless all. */
-  async ask(messages, { max_tokens, signal, on }) {
+  async ask(messages, { max_tokens, signal, on, run = this.run }) {
+    this.of(run);
     if (this.preparing) {
       // What it has read by then is part of this prompt, too.
       const { stop, work } = this.preparing;
       signal.addEventListener("abort", stop, { once: true });
       await work;
       if (signal.aborted) throw new Stopped();
+      this.of(run);
     }
     const wllama = this.wllama;
     if (!wllama) throw new Fault("ondevice.fail_not_loaded", { detail: "" }, "retry");
@@ -166,11 +178,11 @@ export class Engine {
     try {
       await this.watched(wllama.createChatCompletion(wanted), ASK_S, wllama);
     } catch (error) {
-      if (signal.aborted || error.name === "AbortError") throw new Stopped();
+      if (signal.aborted || error.name === "AbortError" || error instanceof Stopped) throw new Stopped();
       const long = /\((\d+) tokens\) exceeds the available context size \((\d+) tokens\)/.exec(String(error.message));
       if (long) throw new Fault("ondevice.ask_too_long", { tokens: Number(long[1]), window: Number(long[2]) });
       const fault = faultOf(error, false);
-      await this.stop();
+      if (this.run === run) await this.stop();
       throw fault;
     }
     if (signal.aborted) throw new Stopped();
@@ -180,26 +192,31 @@ export class Engine {
   /** The work, unless nothing is heard of it for so long. */
   async watched(work, seconds, wllama) {
     this.heard = performance.now();
-    let watch;
+    let watch, give_up;
     const hung = new Promise((_, reject) => {
       watch = setInterval(() => {
         if (performance.now() - this.heard < seconds * 1000) return;
-        end(wllama);
+        if (wllama) end(wllama);
         if (this.wllama === wllama) this.wllama = null;
         reject(new Fault("ondevice.wrong_hung", { time: time(seconds * 1000) }, "small"));
       }, 500);
-      this.give_up = () => reject(new Stopped());
+      give_up = this.give_up = () => reject(new Stopped());
     });
     try {
       return await Promise.race([work, hung]);
     } finally {
       clearInterval(watch);
-      this.give_up = null;
+      if (this.give_up === give_up) this.give_up = null;
     }
   }
 
   /** End the model and give its memory back. */
   async stop() {
+    this.run = null;
+    await this.quit();
+  }
+
+  async quit() {
     const running = this.wllama ?? this.starting;
     this.wllama = this.starting = null;
     this.give_up?.();

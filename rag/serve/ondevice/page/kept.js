@@ -29,12 +29,16 @@ export function keepSettings(changed) {
   write(long, NAME, { ...settings(), ...changed });
 }
 
-/** Of one model's file: `server` and `storage`, each {weights_ms, compile_ms, load_ms, gpu}, the newest of its kind. */
-export const times = (file) => read(long, `${NAME}-times`)[file] ?? {};
-
-export function keepTimes(file, from, measured) {
+/** Of one model's file, run in one way (else the last one): `server` and `storage`, each {weights_ms, compile_ms, load_ms,
+ * gpu}, the newest of its kind. */
+export function times(file, way) {
   const all = read(long, `${NAME}-times`);
-  all[file] = { ...all[file], [from]: measured };
+  return all[file]?.[way ?? all[file].last] ?? {};
+}
+
+export function keepTimes(file, way, from, measured) {
+  const all = read(long, `${NAME}-times`);
+  all[file] = { ...all[file], last: way, [way]: { ...all[file]?.[way], [from]: measured } };
   write(long, `${NAME}-times`, all);
 }
 

@@ -7,14 +7,18 @@ import { chart } from "./chart.js";
 import { Column } from "./column.js";
 import { Fault, Stopped } from "./faults.js";
 import * as kept from "./kept.js";
+import { lead } from "./links.js";
 import { element, put, the } from "./nodes.js";
 import { Panel } from "./panel.js";
-import { Refusal, address, askJson } from "./server.js";
+import { Refusal, askJson } from "./server.js";
 import { fill, place, t } from "./texts.js";
 import * as wording from "./wording.js";
 
 const ENGINES = ["browser", "slm", "llm"];
 const DRAWN_EVERY_MS = 100;
+// Where the server has not said how much it reads.
+const LONGEST_CHARS = 300000;
+const BYTES_OF_CHAR = 4; // at most, in UTF-8
 const MARKS = / ?\[\d+\]/g;
 
 const panel = new Panel();
@@ -67,15 +71,19 @@ async function submit() {
   if (!engines.length) return complain(t("ondevice.ask_no_engine"));
   if (reference.length > most) return complain(t("ondevice.ask_reference_long", { count: reference.length, most }));
   complain("");
+  put(the("status"), ""); // or an equal end would not be announced
   the("question").value = "";
   stop = new AbortController();
   working(true);
   try {
-    await exchange(question, reference, engines, stop.signal);
+    const barred = await exchange(question, reference, engines, stop.signal);
+    // It will be asked again with a key.
+    if (barred.every(Boolean) && !the("question").value) the("question").value = question;
   } finally {
     stop = null;
+    const free = [document.body, the("ask"), the("stop"), the("question")].includes(document.activeElement);
     working(false);
-    the("question").focus({ preventScroll: true });
+    if (free) the("question").focus({ preventScroll: true }); // whoever writes elsewhere goes on there
   }
 }
 
@@ -100,14 +108,17 @@ async function exchange(question, reference, engines, signal) {
   const options = { reference, retrieve: the("retrieve").checked, max_tokens: Number(the("length").value), opening };
   const run = (column) => answer(question, options, column, passages, signal).finally(draw);
   try {
-    if (the("order").value === "together") await Promise.all(made.map(run));
-    else for (const column of made) await run(column);
+    if (the("order").value === "together") return await Promise.all(made.map(run));
+    const barred = [];
+    for (const column of made) barred.push(await run(column));
+    return barred;
   } finally {
     clearInterval(drawing);
     draw();
   }
 }
 
+/** One column's part. Returns whether nothing came of it but that the server must be told who asks. */
 async function answer(question, options, column, passages, signal) {
   const { engine } = column;
   const mine = { ...options, history: history[engine] };
@@ -124,7 +135,7 @@ async function answer(question, options, column, passages, signal) {
       column.loaded(panel.fresh_ms);
       panel.fresh_ms = 0;
       column.begin();
-      const more = { engine: panel.engine, model: panel.model.name, window: panel.window };
+      const more = { engine: panel.engine, run: panel.engine.run, model: panel.model.name, window: panel.window };
       const found = (prompt) => showPassages(prompt, passages);
       said = await asking.inBrowser(question, { ...mine, ...more }, column, { signal, found });
     } else {
@@ -132,10 +143,12 @@ async function answer(question, options, column, passages, signal) {
       const more = { model: panel.model?.name, window: panel.window };
       said = await asking.onServer(engine, question, { ...mine, ...more }, column, { signal });
     }
-    if (said) history[engine].push({ question, answer: said.replace(MARKS, "") });
+    if (said && !signal.aborted) history[engine].push({ question, answer: said.replace(MARKS, "") });
     put(the("status"), t("ondevice.ask_done", { engine: column.name }));
+    return false;
   } catch (error) {
     failed(error, column, signal);
+    return error instanceof Refusal && error.status === 401;
   }
 }
 
@@ -146,7 +159,7 @@ async function started() {
   } catch (error) {
     throw error instanceof Fault ? new Fault("ondevice.fail_not_loaded", { detail: error.message }) : error;
   }
-  if (!panel.engine.running) throw new Fault("ondevice.fail_not_loaded", { detail: the("model-notes").textContent });
+  if (!panel.engine.running) throw new Fault("ondevice.fail_not_loaded", { detail: panel.trouble });
 }
 
 /** Fails when Stop is pressed. */
@@ -170,7 +183,7 @@ function settled() {
 function failed(error, column, signal) {
   if (error instanceof Stopped || signal.aborted) {
     column.end();
-    column.phase("chat.stopped");
+    column.phase(signal.aborted ? "chat.stopped" : "ondevice.state_restarted");
     if (column.answer) {
       column.tell({});
       column.judge(null, t("ondevice.verdict_stopped"));
@@ -178,8 +191,8 @@ function failed(error, column, signal) {
     return;
   }
   if (!(error instanceof Fault || error instanceof Refusal)) console.error(error);
-  if (error instanceof Refusal && error.status === 401) the("key-fold").open = true;
-  if (column.engine === "browser" && error.way && !panel.engine.running) {
+  if (error instanceof Refusal && error.of_key) the("key-fold").open = true;
+  if (column.engine === "browser" && error.way && !panel.engine.running && !panel.bringing) {
     panel.fail(error); // the model broke down under the question
     panel.changed();
   }
@@ -196,11 +209,7 @@ function showPassages({ hits, read }, parent) {
     const item = element("li", "", list);
     const head = element("p", "place", item);
     const link = element(hit.address ? "a" : "span", "", head, hit.address ? place(hit) : t("ondevice.passages_reference"));
-    if (hit.address) {
-      link.href = address(hit.address);
-      link.target = "_blank";
-      link.rel = "noopener";
-    }
+    if (hit.address) lead(link, hit.address, (text) => element("p", "note", item, text));
     if (known.has(`${hit.source} ${hit.start}`)) element("span", "read", head, t("ondevice.passages_was_read"));
     element("p", "quote", item, hit.text);
   }
@@ -210,14 +219,31 @@ function showPassages({ hits, read }, parent) {
 // --- reference texts from files ---
 
 async function addFiles(files) {
+  complain("");
+  const most = opening?.reference_chars ?? LONGEST_CHARS;
   for (const file of files) {
-    const text = await file.text().catch(() => "\0");
-    if (text.includes("\0") || text.includes("\ufffd")) {
-      complain(t("ondevice.ask_not_text", { name: file.name }));
+    if (file.size > most * BYTES_OF_CHAR) {
+      complain(t("ondevice.ask_file_long", { name: file.name, most }));
+      continue;
+    }
+    const { text, wrong } = await read(file);
+    if (wrong) {
+      complain(t(wrong, { name: file.name }));
       continue;
     }
     const place = the("reference");
     place.value = place.value ? `${place.value.trimEnd()}\n\n${text}` : text;
+  }
+}
+
+/** The text of a file, or the key of what is wrong with it. */
+async function read(file) {
+  try {
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    if (bytes.includes(0)) return { wrong: "ondevice.ask_not_text" };
+    return { text: new TextDecoder("utf-8", { fatal: true }).decode(bytes) };
+  } catch (error) {
+    return { wrong: error instanceof TypeError ? "ondevice.ask_not_utf8" : "ondevice.ask_not_text" };
   }
 }
 
@@ -243,7 +269,10 @@ the("anew").addEventListener("click", () => {
   complain("");
 });
 the("key").addEventListener("change", () => kept.keepKey(the("key").value.trim()));
-the("files").addEventListener("change", () => addFiles(the("files").files));
+the("files").addEventListener("change", async () => {
+  await addFiles([...the("files").files]);
+  the("files").value = ""; // the same file may be chosen again
+});
 the("reference").addEventListener("dragover", (event) => event.preventDefault());
 the("reference").addEventListener("drop", (event) => {
   if (!event.dataTransfer.files.length) return;

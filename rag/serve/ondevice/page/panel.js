@@ -7,7 +7,7 @@ import { Engine, fetchCode } from "./engine.js";
 import { Fault, Stopped } from "./faults.js";
 import * as kept from "./kept.js";
 import { button, element, put, the } from "./nodes.js";
-import { Gone } from "./server.js";
+import { Gone, Refusal } from "./server.js";
 import * as storage from "./storage.js";
 import { amount, size, t, time } from "./texts.js";
 import * as weights from "./weights.js";
@@ -22,6 +22,8 @@ export class Panel {
     this.model = null;
     this.files = new Map(); // model files of this visit, for when the server has gone
     this.bringing = null;
+    this.fetching = null; // the last work on a file, which a later one waits for
+    this.trouble = ""; // what went wrong, as it is shown
     this.fresh_ms = 0; // of a start that no question has told of yet
     this.changed = () => {};
     const { way = "auto", window: chosen = "2048" } = kept.settings();
@@ -43,14 +45,25 @@ export class Panel {
     return Number(the("window").value);
   }
 
-  /** What the server offers, or, if it is not there, what was offered last time; a stored model is started at once. */
+  /** A stored model is started at once. */
   async open() {
+    fetchCode().catch(() => {}); // told when it is needed
+    try {
+      await this.offer();
+    } catch (error) {
+      return this.fail(error);
+    }
+    return this.choose(this.model.name);
+  }
+
+  /** What the server offers, or, if it is not there, what was offered last time. */
+  async offer() {
     let found = kept.settings().offered;
     try {
       found = await weights.list();
       kept.keepSettings({ offered: found });
     } catch (error) {
-      if (!found) return this.fail(error instanceof Gone ? new Fault("ondevice.wrong_gone_before", {}, "retry") : error);
+      if (!found) throw error instanceof Gone ? new Fault("ondevice.wrong_gone_before", {}, "retry") : error;
     }
     this.models = found.models;
     const select = the("model");
@@ -59,18 +72,20 @@ export class Panel {
       const option = element("option", "", select, t("ondevice.model_option", { name: model.name, size: size(model.bytes) }));
       option.value = model.name;
     }
-    const chosen = this.models.find((model) => model.name === kept.settings().model)?.name ?? found.default;
-    fetchCode().catch(() => {}); // told when it is needed
-    return this.choose(chosen);
+    this.take(this.models.find((model) => model.name === kept.settings().model)?.name ?? found.default);
+  }
+
+  take(name) {
+    this.model = this.models.find((model) => model.name === name) ?? this.models[0];
+    the("model").value = this.model.name;
+    put(the("license"), t("ondevice.model_license", this.model));
+    this.showTimes();
   }
 
   async choose(name) {
     const was = this.model;
-    this.model = this.models.find((model) => model.name === name) ?? this.models[0];
-    the("model").value = this.model.name;
-    if (was) kept.keepSettings({ model: this.model.name });
-    put(the("license"), t("ondevice.model_license", this.model));
-    this.showTimes();
+    this.take(name);
+    if (was !== this.model) kept.keepSettings({ model: this.model.name });
     const stored = this.files.has(this.model.file) || (await weights.stored(this.model));
     the("forget").hidden = !stored;
     try {
@@ -78,8 +93,9 @@ export class Panel {
     } catch (fault) {
       return this.fail(fault);
     }
-    if (was && was !== this.model && (this.engine.running || this.bringing)) return this.start().catch(() => {});
+    if (was !== this.model && (this.engine.running || this.bringing)) return this.start().catch(() => {});
     if (stored) return this.start().catch(() => {});
+    this.clear();
     return this.idle();
   }
 
@@ -95,6 +111,7 @@ export class Panel {
       capability.check();
       this.say("ondevice.model_looking");
       await this.engine.stop();
+      if (!this.model) await this.offer();
       const { model } = this;
       const brought = await this.bring(model, mine.signal);
       const planned = await capability.plan(the("way").value);
@@ -107,10 +124,11 @@ export class Panel {
       this.fresh_ms = performance.now() - began + brought.ms;
       this.started = { ...started, from: brought.from };
       if (brought.from !== "memory") {
-        const { compile_ms, load_ms, gpu } = started;
-        kept.keepTimes(model.file, brought.from, { weights_ms: brought.ms, compile_ms, load_ms, gpu });
+        const { compile_ms, load_ms, gpu, way } = started;
+        kept.keepTimes(model.file, way, brought.from, { weights_ms: brought.ms, compile_ms, load_ms, gpu });
       }
-      this.showTimes(brought.from);
+      this.showTimes(brought.from, started.way);
+      this.mend();
       this.say("ondevice.model_ready", { name: model.name, where: started.where });
       for (const why of started.why) element("li", "", the("why"), why);
       the("why").hidden = false;
@@ -123,6 +141,7 @@ export class Panel {
       if (this.bringing === mine) {
         this.bringing = null;
         the("progress").hidden = true;
+        if (mine.signal.aborted && !this.engine.running) this.idle();
         put(the("start"), t(this.engine.running ? "ondevice.model_restart" : "ondevice.model_start"));
         the("start").className = this.engine.running ? "quiet" : "main";
         this.changed();
@@ -137,22 +156,29 @@ export class Panel {
   }
 
   idle() {
+    if (!this.model) return put(the("model-state"), "");
     this.say("ondevice.model_idle", { name: this.model.name, size: size(this.model.bytes) });
   }
 
   async bring(model, signal) {
+    await this.fetching; // which was given up
+    signal.throwIfAborted();
     const known = this.files.get(model.file);
     if (known && (await known.slice(0, 4).text().catch(() => "")) === "GGUF") return { file: known, from: "memory", ms: 0 };
-    const brought = await weights.bring(model, {
+    const bringing = weights.bring(model, {
       signal,
       tell: (key, { done = 0, total = 0 } = {}) => {
-        this.say(key, { amount: amount(done, total) });
+        if (signal.aborted) return;
+        this.say(key);
+        put(the("amount"), total ? amount(done, total) : ""); // not to be read out at each of its changes
         the("progress").hidden = false;
         if (total) the("bar").value = done / total;
         else the("bar").removeAttribute("value");
       },
       note: (key, values) => element("p", "note", the("model-notes"), t(key, { ...values, detail: values.detail || t("ondevice.stored_private") })),
     });
+    this.fetching = bringing.catch(() => {});
+    const brought = await bringing;
     this.files.set(model.file, brought.file);
     return brought;
   }
@@ -161,41 +187,56 @@ export class Panel {
     put(the("model-state"), t(key, values));
   }
 
+  /** What went wrong before does so no longer. */
+  mend() {
+    this.trouble = "";
+    for (const one of the("model-notes").querySelectorAll(".failure, button")) one.remove();
+  }
+
   clear() {
+    this.trouble = "";
     the("model-notes").replaceChildren();
     the("why").replaceChildren();
     the("why").hidden = true;
   }
 
   fail(error) {
-    if (!(error instanceof Fault)) console.error(error);
-    const fault = error instanceof Fault ? error : new Fault("ondevice.wrong_not_started", { detail: error.message || error.name }, "retry");
+    const said = error instanceof Fault || error instanceof Refusal;
+    if (!said) console.error(error);
+    const fault = said ? error : new Fault("ondevice.wrong_not_started", { detail: error.message || error.name }, "retry");
+    this.trouble = fault.message;
     put(the("model-state"), "");
     the("model-notes").replaceChildren();
     const place = element("p", "failure", the("model-notes"), fault.message);
     place.setAttribute("role", "alert");
-    const again = () => (this.models.length ? this.start() : this.open()).catch(() => {});
+    const again = () => (this.model ? this.start() : this.open()).catch(() => {});
     if (fault.way === "again") button(t("ondevice.model_again"), the("model-notes"), again);
-    if (fault.way === "retry") button(t("page.retry"), the("model-notes"), again);
+    if (fault.way === "retry" || fault instanceof Refusal) button(t("page.retry"), the("model-notes"), again);
     if (fault.way === "small") {
       button(t("ondevice.model_small"), the("model-notes"), () => {
         the("way").value = "single";
         the("window").value = SHORT;
+        kept.keepSettings({ way: "single", window: SHORT });
         again();
       });
     }
   }
 
   async forget() {
-    await storage.clear();
+    try {
+      await storage.clear();
+    } catch (error) {
+      element("p", "note", the("model-notes"), t("ondevice.forget_refused", { detail: error.message || t("ondevice.stored_private") }));
+      return;
+    }
     this.files.clear();
     the("forget").hidden = true;
     element("p", "note", the("model-notes"), t("ondevice.model_deleted"));
   }
 
-  /** Rows of what was measured; `now` is where the weights came from just now. */
-  showTimes(now = null) {
-    const { server, storage: stored } = kept.times(this.model.file);
+  /** Rows of what was measured, of one way of running; `now` is where the weights came from just now. */
+  showTimes(now = null, way = undefined) {
+    const { server, storage: stored } = kept.times(this.model.file, way);
     the("times").hidden = !server && !stored;
     // words: ondevice.times_server ondevice.times_storage ondevice.times_server_now ondevice.times_storage_now
     for (const from of ["server", "storage"]) put(the(`times-${from}`), t(`ondevice.times_${from}${from === now ? "_now" : ""}`));

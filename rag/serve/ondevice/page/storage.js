@@ -1,7 +1,8 @@
 // The browser's own storage for files (OPFS): weights are kept there from one visit to the next.
 //
-// It knows files and their sizes, not what is in them. A file appears only when it was written whole. Whatever a browser
-// refuses is a `Refused`, and the page goes on without storage.
+// It knows files and their sizes, not what is in them. A file is found only when it was written whole: until then it has
+// another name, or, in a browser that cannot rename, no bytes. Whatever a browser refuses is a `Refused`, and the page goes
+// on without storage.
 
 const FOLDER = "smallfirst-weights";
 
@@ -22,7 +23,8 @@ async function folder(create = false) {
 export async function find(name) {
   try {
     const handle = await (await folder())?.getFileHandle(name);
-    return handle ? await handle.getFile() : null;
+    const file = await handle?.getFile();
+    return file?.size ? file : null;
   } catch (error) {
     if (error.name === "NotFoundError") return null;
     throw error instanceof Refused ? error : new Refused(error.message || error.name);
@@ -42,17 +44,23 @@ export async function roomFor(bytes) {
 /** A file to be written: `write(chunk)`, then `close()` for the whole file, or `abort()` for none. */
 export async function create(name) {
   try {
-    const handle = await (await folder(true)).getFileHandle(name, { create: true });
+    const renames = "move" in FileSystemFileHandle.prototype;
+    const begun = renames ? `${name}.part` : name;
+    const handle = await (await folder(true)).getFileHandle(begun, { create: true });
     if (!handle.createWritable) throw new Refused("");
     const writable = await handle.createWritable();
     return {
       write: (chunk) => writable.write(chunk),
       abort: async () => {
         await writable.abort().catch(() => {});
-        await remove(name);
+        await remove(begun);
       },
       close: async () => {
         await writable.close();
+        if (renames) {
+          await remove(name); // a former one, which was not whole
+          await handle.move(name);
+        }
         return handle.getFile();
       },
     };
@@ -69,12 +77,12 @@ export async function remove(name) {
   }
 }
 
-/** Forget all weights. */
+/** Forget all weights. Raises Refused where they stay. */
 export async function clear() {
   try {
     const root = await navigator.storage.getDirectory();
     await root.removeEntry(FOLDER, { recursive: true });
-  } catch {
-    // There was nothing.
+  } catch (error) {
+    if (error.name !== "NotFoundError") throw new Refused(error.message || error.name);
   }
 }

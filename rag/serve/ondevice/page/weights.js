@@ -4,7 +4,7 @@
 // just been fetched, its SHA-256, where the browser can tell. A damaged one is thrown away and told as a Fault.
 
 import { Fault } from "./faults.js";
-import { Gone, askJson, pageAddress } from "./server.js";
+import { Gone, Refusal, ask, askJson } from "./server.js";
 import * as storage from "./storage.js";
 import { amount } from "./texts.js";
 
@@ -88,22 +88,21 @@ async function fetched(model, { tell, note, signal }, store = true) {
   let done = 0;
   const broken = () => new Fault("ondevice.wrong_broken_off", { amount: amount(done, model.bytes) }, "retry");
   try {
-    // What the storage keeps need not be kept twice.
-    const answer = await fetch(pageAddress(`models/${model.file}`), { signal, cache: "no-store" });
-    if (answer.status === 404) throw new Fault("ondevice.wrong_missing", { name: model.name }, "retry");
-    if (!answer.ok) throw broken();
+    const answer = await ask(`ondevice/models/${model.file}`, { signal, patient: true });
     const reader = answer.body.getReader();
     for (;;) {
       const { done: ended, value } = await reader.read();
       if (ended) break;
       await target.write(value);
+      signal.throwIfAborted();
       done += value.length;
       tell("ondevice.model_fetching", { done, total: model.bytes });
     }
     return await target.close();
   } catch (error) {
     await target.abort();
-    if (signal.aborted || error instanceof Fault) throw error;
+    if (signal.aborted) throw error;
+    if (error instanceof Refusal) throw error.status === 404 ? new Fault("ondevice.wrong_missing", { name: model.name }, "retry") : error;
     if (error.name === "QuotaExceededError" && store) {
       note("ondevice.stored_no_room", {});
       return fetched(model, { tell, note, signal }, false);
@@ -116,6 +115,11 @@ async function fetched(model, { tell, note, signal }, store = true) {
  *
  * `tell(key, {done, total})` hears how far it is, in bytes; `note(key, values)` what the user should know. */
 export async function bring(model, options) {
+  return (await kept(model)) ?? alone(model, options, async () => (await kept(model)) ?? anew(model, options));
+}
+
+/** From the storage; null where it is not there. */
+async function kept(model) {
   const began = performance.now();
   let file = null;
   try {
@@ -123,13 +127,26 @@ export async function bring(model, options) {
   } catch {
     // That it is refused is told when it is to be written.
   }
-  if (file) {
-    const ms = performance.now() - began;
-    const found = await damage(file, model);
-    if (!found) return { file, from: "storage", ms };
-    await storage.remove(model.file);
-    throw corrupt(found);
-  }
+  if (!file) return null;
+  const ms = performance.now() - began;
+  await sound(file, model);
+  return { file, from: "storage", ms };
+}
+
+/** `work` while no other tab does the same. */
+async function alone(model, { tell, signal }, work) {
+  if (!navigator.locks) return work();
+  const name = `smallfirst-weights/${model.file}`;
+  const busy = {};
+  const brought = await navigator.locks.request(name, { ifAvailable: true }, (lock) => (lock ? work() : busy));
+  if (brought !== busy) return brought;
+  tell("ondevice.model_other_tab");
+  return navigator.locks.request(name, { signal }, work);
+}
+
+async function anew(model, options) {
+  const began = performance.now();
+  let file;
   try {
     file = await fetched(model, options);
   } catch (error) {
@@ -137,12 +154,16 @@ export async function bring(model, options) {
   }
   const ms = performance.now() - began;
   options.tell("ondevice.model_checking");
-  const found = (await damage(file, model)) ?? ((await wrongHash(file, model)) ? ["hash", {}] : null);
-  if (found) {
-    await storage.remove(model.file);
-    throw corrupt(found);
-  }
+  await sound(file, model, true);
   return { file, from: "server", ms };
+}
+
+/** Raises a Fault for a damaged file, which is thrown away. */
+async function sound(file, model, fresh = false) {
+  const found = (await damage(file, model)) ?? (fresh && (await wrongHash(file, model)) ? ["hash", {}] : null);
+  if (!found) return;
+  await storage.remove(model.file);
+  throw corrupt(found);
 }
 
 function corrupt([what, values]) {

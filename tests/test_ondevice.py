@@ -196,7 +196,7 @@ async def test_wllama_is_the_one_that_was_looked_at(here: Here) -> None:
         "/ondevice/page.py", "/ondevice/index.html", "/ondevice/../page.py", "/ondevice/%2e%2e/page.py", "/ondevice/..%2fpage.py",
         "/ondevice//etc/passwd", "/ondevice/vendor/3.8.1/..%2f..%2fpage.py", "/ondevice/vendor/3.8.0/wllama.wasm",
         f"/ondevice/models/{'0' * 16}-{SMALL.name}.gguf", f"/ondevice/models/{SMALL.filename}",
-        "/ondevice/models/..%2f..%2fetc%2fpasswd", "/ondevice/models/%00.gguf",
+        "/ondevice/models/..%2f..%2fetc%2fpasswd",
     ],
 )  # fmt: skip
 async def test_nothing_else_is_served(here: Here, path: str) -> None:

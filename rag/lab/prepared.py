@@ -4,15 +4,11 @@ A whole turn of the product runs, so that what is found and how it is worded is 
 Knows no model and no server.
 """
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from rag.corpus.library import Library
-from rag.models.backend import HERE, Draft, Message, Piece
-from rag.models.places import LegName
-from rag.models.state import State
+from rag.models.standin import StandIn, StandIns
 from rag.settings import Settings
-from rag.trace import Trace
 from rag.turn import cascade
 from rag.turn.prompt import Prompt
 from rag.turn.session import Session
@@ -26,7 +22,7 @@ async def prepare(
     Its evidence fits a window of `context_tokens` with `max_tokens` of answer. None where the documents are silent, so that
     no model would be asked. Raises RagError, as the turn would.
     """
-    pair = _Pair(context_tokens, max_tokens)
+    pair = StandIns(StandIn("slm", context_tokens, max_tokens), StandIn("llm", context_tokens, max_tokens))
     session = Session(library, "llm")
     unchecked = settings.model_copy(update={"check": False})
     built: Prompt | None = None
@@ -41,46 +37,3 @@ async def prepare(
     finally:
         session.attachments.close()
     return built
-
-
-class _Mute:
-    """A leg, and its backend, that is always ready and writes nothing."""
-
-    model = runs_on = ""
-    examples = remote = leaves = False
-    where = HERE
-    installed = True
-    state = State("ready")
-    pid: int | None = None
-
-    def __init__(self, name: LegName, context_tokens: int | None, max_tokens: int) -> None:
-        self.name: LegName = name
-        self.leg: str = name
-        self.context_tokens = context_tokens
-        self.max_tokens = max_tokens
-
-    def start(self) -> None:
-        pass
-
-    async def changes(self) -> AsyncGenerator[State, None]:
-        yield self.state
-
-    async def backend(self) -> "_Mute":
-        return self
-
-    async def stream(
-        self,
-        messages: list[Message],
-        *,
-        max_tokens: int,
-        trace: Trace,
-        temperature: float = 0,
-        seed: int | None = None,
-    ) -> AsyncGenerator[Piece, None]:
-        yield Draft(self.leg, self.model, "")
-
-
-class _Pair:
-    def __init__(self, context_tokens: int | None, max_tokens: int) -> None:
-        self.slm = _Mute("slm", context_tokens, max_tokens)
-        self.llm = _Mute("llm", context_tokens, max_tokens)

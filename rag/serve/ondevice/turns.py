@@ -3,13 +3,13 @@
 `POST /ondevice/prompt` runs the turn with a small model that writes nothing, and gives back what it was sent.
 `POST /ondevice/verdict` runs it once more with one that writes what the browser's model wrote: the search is the server's
 own each time, and nothing that a page says of passages is believed. `GET /ondevice/opening` is the wording by which a
-page makes the same prompt from a reference text when this server has gone. Keeps nothing of what is asked.
+page makes the same prompt from a reference text when this server has gone. Of what is asked it keeps the last few reference
+texts as they were read, in memory, because a question, its verdict and the next question come with the same one.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
 from urllib.parse import quote
@@ -23,9 +23,9 @@ from rag.corpus.index import BM25Index, Hit, SmallEngine
 from rag.corpus.library import Library
 from rag.errors import RagError, UserError
 from rag.models.answer import Answer
-from rag.models.backend import Draft, Message, Piece
+from rag.models.backend import Draft, Message
 from rag.models.places import LegName
-from rag.models.state import State
+from rag.models.standin import StandIn, StandIns
 from rag.models.thinking import Splitter
 from rag.models.weights import CATALOGUE
 from rag.serve.api_errors import ApiRoute
@@ -33,7 +33,6 @@ from rag.serve.ondevice.shelf import DEFAULT
 from rag.serve.service import Service
 from rag.serve.visitors import VISITOR
 from rag.settings import Settings
-from rag.trace import Trace
 from rag.turn import cascade, confidence, prompt
 from rag.turn.cascade import Turn
 from rag.turn.confidence import Grounds, Verdict
@@ -216,7 +215,7 @@ async def _turn(service: Service, asked: Asked, leg: LegName, judged: Judging | 
     slm = _Elsewhere("slm", asked.model, judged, asked, settings.slm_max_tokens)
     llm = _Elsewhere("llm", service.legs.llm.model, judged, asked, settings.llm_max_tokens)
     events = cascade.answer(
-        asked.question, session=source.session, legs=_Pair(slm, llm), settings=settings, mode=leg, insist=False
+        asked.question, session=source.session, legs=StandIns(slm, llm), settings=settings, mode=leg, insist=False
     )
     async with aclosing(events):
         async for event in events:
@@ -261,58 +260,32 @@ def _judged(turn: Turn, source: _Source, settings: Settings) -> Verdict | None:
     return confidence.judge(turn.drafts[-1], grounds, threshold=settings.confidence, min_words=settings.min_words)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    slm: "_Elsewhere"
-    llm: "_Elsewhere"
+class _Elsewhere(StandIn):
+    """Its model writes in the browser: what it wrote is told with the question about it."""
 
-
-class _Elsewhere:
-    """A leg and its backend whose model is not here: it writes what was written in the browser."""
-
-    remote = leaves = False  # the text came from there
-    installed = True
     where = WHERE
     runs_on = "wllama"
-    pid = None
-    state = State("ready")
 
     def __init__(self, name: LegName, model: str, judged: Judging | None, asked: Asked, max_tokens: int) -> None:
-        self.name = name
-        self.leg: str = name
-        self.model = model
-        self.max_tokens = asked.max_tokens or max_tokens
-        self.examples = name == "slm" and (entry := CATALOGUE.get(model)) is not None and entry.examples
-        self.context_tokens: int | None = asked.window if name == "slm" else None
+        entry = CATALOGUE.get(model)
+        super().__init__(
+            name,
+            asked.window if name == "slm" else None,
+            asked.max_tokens or max_tokens,
+            model=model,
+            examples=name == "slm" and entry is not None and entry.examples,
+        )
         self._judged = judged
 
-    def start(self) -> None:
-        pass
-
-    async def changes(self) -> AsyncGenerator[State, None]:
-        yield self.state
-
-    async def backend(self) -> "_Elsewhere":
-        return self
-
-    async def stream(
-        self,
-        messages: list[Message],
-        *,
-        max_tokens: int,
-        trace: Trace,
-        temperature: float = 0,
-        seed: int | None = None,
-    ) -> AsyncGenerator[Piece, None]:
+    def written(self) -> Draft:
         if self._judged is None:
-            yield Draft(self.leg, self.model, "", finish_reason="stop", runs_on=self.runs_on)
-            return
+            return super().written()
         # Taken as a server's stream is: thoughts are no part of it, and tokens count only if none is missing.
         answer = Answer(TEXT_CHARS, Splitter())
         answer.take(_choice(self._judged.answer, self._judged.tokens))
         answer.end()
         text = "".join(answer.text)
-        yield Draft(
+        return Draft(
             self.leg, self.model, text, answer.covering(text),
             finish_reason=self._judged.finish_reason, runs_on=self.runs_on,
         )  # fmt: skip

@@ -39,6 +39,14 @@ def test_everything_the_chat_needs_travels_inside(wheel: Path) -> None:
     assert files == {f"{tag}.json" for tag in (*tags, "en-US")}, "only our own; Chainlit brings the others"
     assert {f"rag/words/{tag}/page.json" for tag in (*tags, "en")} <= names
     assert {"rag/lab/prices.json", "rag/lab/questions.json"} <= names
+    ondevice = Path("rag", "serve", "ondevice")
+    shipped = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / ondevice).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert (ondevice / "vendor" / "3.8.1" / "wllama.wasm").as_posix() in shipped
+    assert shipped <= names
 
 
 def test_it_answers_from_an_empty_folder(wheel: Path, small_weights: Path, tmp_path: Path) -> None:

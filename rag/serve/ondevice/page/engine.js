@@ -140,14 +140,14 @@ export class Engine {
    *
    * Returns {text, tokens, finish_reason, read_tokens, kept_tokens, rate}; `tokens` are OpenAI's logprobs, [] unless all. */
   async ask(messages, { max_tokens, signal, on, run = this.run }) {
-    this.of(run);
+    if (this.run) this.of(run);
     if (this.preparing) {
       // What it has read by then is part of this prompt, too.
       const { stop, work } = this.preparing;
       signal.addEventListener("abort", stop, { once: true });
       await work;
       if (signal.aborted) throw new Stopped();
-      this.of(run);
+      if (this.run) this.of(run);
     }
     const wllama = this.wllama;
     if (!wllama) throw new Fault("ondevice.fail_not_loaded", { detail: "" }, "retry");

@@ -88,6 +88,7 @@ async function fetched(model, { tell, note, signal }, store = true) {
   let done = 0;
   const broken = () => new Fault("ondevice.wrong_broken_off", { amount: amount(done, model.bytes) }, "retry");
   try {
+    tell("ondevice.model_fetching", { done, total: model.bytes });
     const answer = await ask(`ondevice/models/${model.file}`, { signal, patient: true });
     const reader = answer.body.getReader();
     for (;;) {

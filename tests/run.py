@@ -1,4 +1,5 @@
-"""Runs the whole suite: bring a browser, Tesseract, PostgreSQL and an ONNX model, then three pytest processes.
+"""Runs the whole suite: bring a browser, Tesseract, PostgreSQL and an ONNX model, then three pytest processes, the last two
+at the same time.
 
 The browser driver runs an event loop of its own, beside which pytest's asyncio tests cannot run; and what needs the ONNX
 model waits until that was made.
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -69,13 +71,21 @@ def main() -> int:
     if shutil.which("postgres") is None and not any(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
         install("PostgreSQL", "postgresql")  # the same for those that keep conversations in it
 
-    def run(*arguments: str) -> int:
-        return subprocess.run([sys.executable, "-m", "pytest", *arguments, *sys.argv[1:]]).returncode
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "pytest", *arguments, *sys.argv[1:]]
 
-    statuses = [run("tests", "--ignore=tests/browser", "-m", "not foundry")]
+    statuses = [subprocess.run(command("tests", "--ignore=tests/browser", "-m", "not foundry")).returncode]
     if onnx_model is not None:
         onnx_model.wait()
-    statuses += [run("tests", "--ignore=tests/browser", "-m", "foundry"), run("tests/browser")]
+    # A browser mostly waits; what these say is shown when it is done.
+    with tempfile.TemporaryFile("w+") as said:
+        foundry = subprocess.Popen(
+            command("tests", "--ignore=tests/browser", "-m", "foundry"), stdout=said, stderr=subprocess.STDOUT
+        )
+        statuses.append(subprocess.run(command("tests/browser")).returncode)
+        statuses.append(foundry.wait())
+        said.seek(0)
+        print(said.read(), flush=True)
     # Of a choice on the command line, not every part need hold a test.
     none = pytest.ExitCode.NO_TESTS_COLLECTED
     return max((status for status in statuses if status != none or not sys.argv[1:]), default=int(none))

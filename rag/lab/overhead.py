@@ -203,7 +203,7 @@ async def _pairs(
             for number in range(rounds + 1):
                 progress("pairs of requests", number, rounds + 1)
                 pair = Pair(
-                    await _stream(base_url, messages, settings.slm_model, key),
+                    await _stream(base_url, messages, settings.slm_model, key, logprobs=True),
                     await _stream(f"{url}/v1", question, "smallfirst-slm"),
                 )
                 if number:
@@ -320,10 +320,13 @@ async def _in_process(
     return messages
 
 
-async def _stream(base_url: str, messages: list[Message], model: str, key: str = "none") -> Streamed:
-    """Send one request and time the pieces of text in its stream."""
-    body = {"model": model, "messages": messages, "stream": True, "temperature": 0, "max_tokens": 160,
-            "logprobs": True, "top_logprobs": 5}  # fmt: skip
+async def _stream(
+    base_url: str, messages: list[Message], model: str, key: str = "none", *, logprobs: bool = False
+) -> Streamed:
+    """Send one request and time the pieces of text in its stream. A turn asks its model for `logprobs`; ours tells none."""
+    body: dict[str, Any] = {"model": model, "messages": messages, "stream": True, "temperature": 0, "max_tokens": 160}
+    if logprobs:
+        body |= {"logprobs": True, "top_logprobs": 5}
     headers = {"Authorization": f"Bearer {key}"}
     came_ms: list[float] = []
     try:

@@ -133,6 +133,20 @@ async def test_each_caller_has_so_many_requests_a_minute(tmp_path: Path) -> None
             assert (await raw.get("/healthz")).status_code == 200
 
 
+def test_a_minute_is_any_sixty_seconds_and_who_is_silent_is_forgotten() -> None:
+    now = 100.0
+    allowance = callers.Allowance(lambda *_: None, 2, clock=lambda: now)  # type: ignore[arg-type, return-value]
+    assert allowance.wait_s("ada") == 0
+    now += 40
+    assert (allowance.wait_s("ada"), allowance.wait_s("ada")) == (0, 20)
+    assert allowance.wait_s("bo") == 0
+    now += 20
+    assert (allowance.wait_s("ada"), allowance.wait_s("ada")) == (0, 40)
+    now += 60
+    assert allowance.wait_s("carl") == 0
+    assert list(allowance._asked) == ["carl"]
+
+
 async def test_no_limit_is_none(tmp_path: Path) -> None:
     async with served(tmp_path, api_rate=0) as url, client(url) as one:
         for _ in range(5):

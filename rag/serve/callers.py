@@ -13,12 +13,10 @@ import hmac
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
@@ -35,6 +33,7 @@ from rag.words import language_of
 KEYED: Final = re.compile(r"/(v1(/.*)?|metrics|ondevice/(prompt|verdict))\s*", re.DOTALL)
 # Of these, what may be asked for as often as a scraper likes.
 UNCOUNTED: Final = re.compile(r"/metrics")
+MINUTE_S: Final = 60.0
 
 
 class Keys:
@@ -113,24 +112,37 @@ class KeyDoor:
 
 
 class Allowance:
-    """ASGI middleware behind the door: so many requests a minute for each caller, in any 60 seconds."""
+    """ASGI middleware behind the door: so many requests for each caller in any 60 seconds."""
 
-    def __init__(self, app: ASGIApp, a_minute: int) -> None:
+    def __init__(self, app: ASGIApp, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.app = app
         self.a_minute = a_minute
-        self._item = RateLimitItemPerMinute(max(1, a_minute))
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self.clock = clock
+        self._asked: OrderedDict[str, deque[float]] = OrderedDict()
+        """When each caller's last requests came; who asked last stands last."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] != "http" or not self.a_minute or not KEYED.fullmatch(path) or UNCOUNTED.fullmatch(path):
             await self.app(scope, receive, send)
             return
-        caller = VISITOR.get().owner
-        if self._limiter.hit(self._item, caller):
+        wait_s = self.wait_s(VISITOR.get().owner)
+        if wait_s <= 0:
             await self.app(scope, receive, send)
             return
-        reset_s = max(1, math.ceil(self._limiter.get_window_stats(self._item, caller).reset_time - time.time()))
-        why = f"More than {self.a_minute} requests in a minute (RAG_API_RATE). Try again in {reset_s} s."
-        error = ApiError(429, why, code="rate_limit_exceeded", headers={"Retry-After": str(reset_s)})
+        seconds = max(1, math.ceil(wait_s))
+        why = f"More than {self.a_minute} requests in a minute (RAG_API_RATE). Try again in {seconds} s."
+        error = ApiError(429, why, code="rate_limit_exceeded", headers={"Retry-After": str(seconds)})
         await error.response()(scope, receive, send)
+
+    def wait_s(self, caller: str) -> float:
+        """Until that caller may ask; 0 for now, and then this request is counted."""
+        now = self.clock()
+        while self._asked and now - next(iter(self._asked.values()))[-1] >= MINUTE_S:
+            self._asked.popitem(last=False)  # nothing of theirs counts any more
+        times = self._asked.setdefault(caller, deque(maxlen=self.a_minute))
+        if len(times) == self.a_minute and (wait_s := times[0] + MINUTE_S - now) > 0:
+            return wait_s
+        times.append(now)
+        self._asked.move_to_end(caller)
+        return 0.0

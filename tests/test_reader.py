@@ -113,6 +113,17 @@ def test_no_process_before_the_first_file_and_none_when_idle() -> None:
         assert reader.pid not in (pid, None)
 
 
+def test_a_large_parent_does_not_make_a_small_worker_end() -> None:
+    ballast = b"x" * 400_000_000
+    with Reader(passage_chars=700, memory_mb=700) as reader:
+        assert reads(reader)
+        pid = reader.pid
+        assert pid is not None
+        assert reads(reader)
+        assert reader.pid == pid
+    assert len(ballast) == 400_000_000
+
+
 def test_the_process_ends_when_its_parent_is_killed() -> None:
     program = (
         "from rag.corpus.reader import Reader\nimport time\n"

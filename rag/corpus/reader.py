@@ -482,6 +482,10 @@ def _limit_memory(memory_mb: int) -> None:
 
 
 def _peak_mb() -> float:
+    """The most memory that this process had since it began."""
+    # Linux's ru_maxrss is no less than what the parent had when it started us.
+    if (peak := _told_by_linux_mb("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:
@@ -491,7 +495,11 @@ def _peak_mb() -> float:
 
 
 def _most_address_space_mb() -> float:
-    with contextlib.suppress(OSError, StopIteration):  # only Linux tells
+    return _told_by_linux_mb("VmPeak") or 0.0
+
+
+def _told_by_linux_mb(name: str) -> float | None:
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmPeak:")).split()[1]) * 1024 / 1e6
-    return 0.0
+        return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024 / 1e6
+    return None

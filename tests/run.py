@@ -1,5 +1,5 @@
-"""Runs the whole suite: bring a browser, Tesseract, PostgreSQL and an ONNX model, then three pytest processes, the last two
-at the same time.
+"""Runs the whole suite: bring a browser, Tesseract, PostgreSQL and an ONNX model, then three pytest processes, the browser's
+beside the other two.
 
 The browser driver runs an event loop of its own, beside which pytest's asyncio tests cannot run; and what needs the ONNX
 model waits until that was made.
@@ -74,16 +74,17 @@ def main() -> int:
     def command(*arguments: str) -> list[str]:
         return [sys.executable, "-m", "pytest", *arguments, *sys.argv[1:]]
 
-    statuses = [subprocess.run(command("tests", "--ignore=tests/browser", "-m", "not foundry")).returncode]
-    if onnx_model is not None:
-        onnx_model.wait()
-    # A browser mostly waits; what these say is shown when it is done.
+    # The browser's tests mostly wait, and let the others go first; what they say is shown when they are done.
     with tempfile.TemporaryFile("w+") as said:
-        foundry = subprocess.Popen(
-            command("tests", "--ignore=tests/browser", "-m", "foundry"), stdout=said, stderr=subprocess.STDOUT
-        )
-        statuses.append(subprocess.run(command("tests/browser")).returncode)
-        statuses.append(foundry.wait())
+        behind = command("tests/browser")
+        if shutil.which("nice"):
+            behind = ["nice", *behind]
+        browser = subprocess.Popen(behind, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        statuses = [subprocess.run(command("tests", "--ignore=tests/browser", "-m", "not foundry")).returncode]
+        if onnx_model is not None:
+            onnx_model.wait()
+        statuses.append(subprocess.run(command("tests", "--ignore=tests/browser", "-m", "foundry")).returncode)
+        statuses.append(browser.wait())
         said.seek(0)
         print(said.read(), flush=True)
     # Of a choice on the command line, not every part need hold a test.

@@ -4,12 +4,8 @@ SmolLM2 is real, on one thread: what it says is not looked at, only that it says
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
-import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator
 
 from rag.words import say, told
 
-from ..product import READY_LIMIT_S, ROOT, free_port
+from ..product import api, free_port
 from ..run import find_browser
 from .test_page import faults
 
@@ -42,28 +38,9 @@ class Serving:
 
 @contextmanager
 def serving(log: Path) -> Iterator[Serving]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="smallfirst-") as data, log.open("w") as out:
-        chosen = {"RAG_DATA_DIR": data, "RAG_SLM_MODEL": "smollm2-135m", "RAG_LLM_MODEL": "smollm2-135m"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rag.cli", "serve", "--port", str(port)],
-            cwd=ROOT, env={**os.environ, **chosen}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + READY_LIMIT_S
-            while True:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                try:
-                    urllib.request.urlopen(f"{url}/readyz", timeout=2).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            yield Serving(url, process)
-        finally:
-            process.kill()
-            process.wait(20)
+    models = {"RAG_SLM_MODEL": "smollm2-135m", "RAG_LLM_MODEL": "smollm2-135m"}
+    with api(free_port(), log, **models) as (url, process):
+        yield Serving(url, process)
 
 
 @dataclass

@@ -78,7 +78,7 @@ def main() -> int:
     with tempfile.TemporaryFile("w+") as said:
         behind = command("tests/browser")
         if shutil.which("nice"):
-            behind = ["nice", *behind]
+            behind = ["nice", "-n", "5", *behind]
         browser = subprocess.Popen(behind, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
         statuses = [subprocess.run(command("tests", "--ignore=tests/browser", "-m", "not foundry")).returncode]
         if onnx_model is not None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 from ..product import ScriptedServer, chat, free_port
 from ..run import find_browser
 
 # A loaded machine is slow; what is awaited comes, or the test fails.
-expect.set_options(timeout=60_000)
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,24 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=flags.split())
         yield browser
         browser.close()
+
+
+def send(page: Page, text: str) -> None:
+    page.locator("#chat-input").fill(text)
+    # What is typed while a file is on its way, or before the conversation has begun, is not sent.
+    expect(page.locator("#chat-submit")).to_be_enabled()
+    page.keyboard.press("Enter")
+
+
+@contextmanager
+def visitor(browser: Browser, **options: Any) -> Iterator[BrowserContext]:
+    """Somebody with a browser of their own, in English unless the options say otherwise."""
+    context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1000, "height": 900}, **options})
+    context.set_default_timeout(PATIENCE_MS)
+    try:
+        yield context
+    finally:
+        context.close()
 
 
 @dataclass
@@ -60,10 +79,7 @@ class Chat:
             self.events.append(json.loads(frame[2:]))
 
     def send(self, text: str) -> None:
-        self.page.locator("#chat-input").fill(text)
-        # What is typed while a file is on its way is not sent.
-        expect(self.page.locator("#chat-submit")).to_be_enabled()
-        self.page.keyboard.press("Enter")
+        send(self.page, text)
 
     def attach(self, path: Path) -> None:
         with self.page.expect_response("**/project/file**") as answer:
@@ -100,7 +116,6 @@ class Chat:
 
 @contextmanager
 def tab(browser: Browser, url: str, mode: str = "auto") -> Iterator[Chat]:
-    context = browser.new_context(viewport={"width": 1000, "height": 900}, locale="en-US")
     foreign: list[str] = []
 
     def note(request: Request) -> None:
@@ -112,12 +127,10 @@ def tab(browser: Browser, url: str, mode: str = "auto") -> Iterator[Chat]:
         if request.url in foreign and "csp" in (request.failure or "").lower():
             foreign.remove(request.url)
 
-    context.on("request", note)
-    context.on("requestfailed", forget)
-    try:
+    with visitor(browser) as context:
+        context.on("request", note)
+        context.on("requestfailed", forget)
         yield Chat(context.new_page(), url, mode).open()
-    finally:
-        context.close()
     assert foreign == [], "the page asked somebody else"
 
 

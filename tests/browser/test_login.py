@@ -1,7 +1,6 @@
 """Signing in, as people see it: the page that asks, the one they wanted, the way out, and somebody else's browser."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 from rag.serve.users import Users
 
 from ..product import ScriptedServer, chat, free_port
+from .conftest import send, visitor
 
 USERS = {"anna": "correct horse", "bo": "another good one", "carl": "a third password"}
 HEADING = "Sign in to Small First"
@@ -32,16 +32,6 @@ def site(browser: Browser, scripted: ScriptedServer, tmp_path_factory: pytest.Te
         yield Site(url, Users(folder / "data"))
 
 
-@contextmanager
-def visitor(browser: Browser) -> Iterator[Page]:
-    """Somebody with a browser of their own."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900}, locale="en-US")
-    try:
-        yield context.new_page()
-    finally:
-        context.close()
-
-
 def sign_in(page: Page, name: str, password: str) -> None:
     page.locator("#email").fill(name)
     page.locator("#password").fill(password)
@@ -55,13 +45,13 @@ def ready(page: Page) -> None:
 
 
 def ask(page: Page, question: str) -> None:
-    page.locator("#chat-input").fill(question)
-    page.keyboard.press("Enter")
-    page.get_by_test_id("receipt-toggle").wait_for()
+    send(page, question)
+    expect(page.get_by_test_id("receipt-toggle")).to_be_visible()
 
 
 def test_a_password_is_asked_for_and_the_way_out_asks_again(browser: Browser, site: Site) -> None:
-    with visitor(browser) as page:
+    with visitor(browser) as context:
+        page = context.new_page()
         page.goto(site.url)
         expect(page.get_by_text(HEADING)).to_be_visible()
         assert page.url == f"{site.url}/login"
@@ -91,7 +81,8 @@ def test_two_users_see_their_own_conversations(browser: Browser, scripted: Scrip
         "bo": "What is the largest file that bo can drop?",
     }
     addresses = {}
-    with visitor(browser) as anna, visitor(browser) as bo:
+    with visitor(browser) as annas, visitor(browser) as bos:
+        anna, bo = annas.new_page(), bos.new_page()
         for name, page in (("anna", anna), ("bo", bo)):
             page.goto(site.url)
             sign_in(page, name, USERS[name])
@@ -113,14 +104,16 @@ def test_two_users_see_their_own_conversations(browser: Browser, scripted: Scrip
 def test_a_link_to_a_conversation_survives_signing_in(browser: Browser, scripted: ScriptedServer, site: Site) -> None:
     scripted.script = lambda model, _: "The largest file is 10 MB."
     question = "What is the largest file in the conversation of the link?"
-    with visitor(browser) as page:
+    with visitor(browser) as context:
+        page = context.new_page()
         page.goto(site.url)
         sign_in(page, "anna", USERS["anna"])
         ready(page)
         ask(page, question)
         page.wait_for_url("**/thread/*")
         address = page.url
-    with visitor(browser) as page:
+    with visitor(browser) as context:
+        page = context.new_page()
         page.goto(address)
         expect(page.get_by_text(HEADING)).to_be_visible()
         sign_in(page, "anna", USERS["anna"])
@@ -129,7 +122,8 @@ def test_a_link_to_a_conversation_survives_signing_in(browser: Browser, scripted
 
 
 def test_whoever_is_removed_sees_the_page_that_asks(browser: Browser, site: Site) -> None:
-    with visitor(browser) as page:
+    with visitor(browser) as context:
+        page = context.new_page()
         page.goto(site.url)
         sign_in(page, "carl", USERS["carl"])
         ready(page)
@@ -141,7 +135,8 @@ def test_whoever_is_removed_sees_the_page_that_asks(browser: Browser, site: Site
 
 
 def test_on_this_machine_no_page_asks_and_none_flashes(browser: Browser, scripted_url: str) -> None:
-    with visitor(browser) as page:
+    with visitor(browser) as context:
+        page = context.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url.removeprefix(scripted_url)))
         page.goto(scripted_url)

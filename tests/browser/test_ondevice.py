@@ -20,6 +20,7 @@ from rag.words import say, told
 
 from ..product import api, free_port
 from ..run import find_browser
+from .conftest import visitor
 from .test_page import faults
 
 REFERENCE = "The bakery at Varga opens at 6:30. On Sundays it opens at 8:00 and closes at noon."
@@ -76,8 +77,8 @@ class Visit:
         """Addresses of model files that were fetched."""
         return [url for url in self.requests if url.endswith(".gguf")]
 
-    def close(self) -> None:
-        self.context.close()
+    def judge(self) -> None:
+        """After it was closed: nobody else was asked, and the page did not complain."""
         foreign = [url for url in self.requests if not url.startswith((self.url, "data:", f"blob:{self.url}"))]
         assert foreign == [], "the page asked somebody else"
         assert self.complaints == []
@@ -91,12 +92,10 @@ def server(browser: Browser, small_weights: Path, tmp_path_factory: pytest.TempP
 
 @contextmanager
 def visiting(browser: Browser, server: Serving, **options: Any) -> Iterator[Visit]:
-    chosen = {"locale": "en-US", "viewport": {"width": 1100, "height": 900}, **options}
-    visit = Visit(browser.new_context(**chosen), server.url)
-    try:
+    with visitor(browser, **{"viewport": {"width": 1100, "height": 900}, **options}) as context:
+        visit = Visit(context, server.url)
         yield visit.watch()
-    finally:
-        visit.close()
+    visit.judge()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from rag.serve.words import router
 from rag.words import LANGUAGES, catalogue, say, told
 
 from ..product import free_port
+from .conftest import visitor
 
 ROOT = Path(__file__).parent.parent.parent
 BROWSERS = {"en": "en-GB", "zh-TW": "zh-Hant-TW", "uk": "uk-UA", "ms": "ms-MY", "sv": "sv-FI", "pl": "pl-PL"}
@@ -65,13 +66,10 @@ ASK = """async ([key, counts]) => {
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_page_says_what_the_server_says(browser: Browser, url: str, language: str) -> None:
-    context = browser.new_context(locale=BROWSERS[language])
-    try:
+    with visitor(browser, locale=BROWSERS[language]) as context:
         page = context.new_page()
         page.goto(f"{url}/thread/1")
         asked = page.evaluate(ASK, [PLURAL, COUNTS])
-    finally:
-        context.close()
     assert asked["before"] == "some_key"
     assert asked["said"] == [told(say(PLURAL, count=count), language) for count in COUNTS]
     assert (asked["language"], asked["heard"], asked["same"]) == (language, [language], True)
@@ -80,7 +78,6 @@ def test_the_page_says_what_the_server_says(browser: Browser, url: str, language
 
 
 def test_the_page_waits_for_a_server_that_is_just_starting(browser: Browser, url: str) -> None:
-    context = browser.new_context(locale="sv-SE")
     failures = iter([503, None])
 
     def answer(route: object) -> None:
@@ -89,10 +86,8 @@ def test_the_page_waits_for_a_server_that_is_just_starting(browser: Browser, url
             body=json.dumps(catalogue("sv")), headers={"Content-Language": "sv", "Content-Type": "application/json"}
         )
 
-    try:
+    with visitor(browser, locale="sv-SE") as context:
         page = context.new_page()
         page.route("**/words?**", answer)
         page.goto(f"{url}/thread/1")
         assert page.evaluate('import("/public/words.js").then(async (w) => (await w.ready, w.language))') == "sv"
-    finally:
-        context.close()

@@ -11,7 +11,6 @@ compression, certificates: OTEL_EXPORTER_OTLP_*), and so do the resource and the
 tracer is nobody else's: libraries that trace through OpenTelemetry's global one are not heard here.
 """
 
-import ipaddress
 import logging
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from rag.errors import UserError
+from rag.hosts import is_loopback
 from rag.trace import Span, Trace
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Telemetry:
         from requests import Session
 
         session = None
-        if _is_loopback(str(parts.hostname)):
+        if is_loopback(str(parts.hostname)):
             # A proxy named in the environment must never see a request to this machine.
             session = Session()
             session.trust_env = False
@@ -251,10 +251,3 @@ def _read(endpoint: str) -> SplitResult:
         f"OTEL_EXPORTER_OTLP_ENDPOINT has the value {endpoint!r}, which is no address of a collector."
         " Use one like http://localhost:4318, or remove it."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -27,6 +27,7 @@ from rag.serve import api, completions
 from rag.serve.completions import IGNORED, REFUSED, ChatRequest
 from rag.serve.server import application
 from rag.settings import Settings
+from rag.words import LANGUAGES, say, told
 
 from . import serving
 from .conftest import open_library, until
@@ -278,7 +279,7 @@ async def test_an_answer_that_was_cut_says_so(library: Library, settings: Settin
 
 async def test_earlier_messages_are_the_history(library: Library, settings: Settings) -> None:
     legs = ScriptedLegs([], [GOOD, GOOD])
-    refusal = f"{api.SILENT}, as far as I can find."
+    refusal = say("turn.not_found", places="animals.md")
     async with served(library, settings, legs) as served_:
         await ask(served_.client, "smallfirst-llm", False, "What are zebras?", "Striped animals.")
         await ask(served_.client, "smallfirst-llm", False, "What are quaggas?", refusal)
@@ -317,6 +318,40 @@ async def test_a_question_that_the_documents_are_silent_about_is_answered_so(
     assert text.startswith(api.SILENT)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("asked", "language"), [("sv-FI,sv;q=0.9,en;q=0.8", "sv"), ("zh-TW", "zh-TW"), ("fr", "en")])
+async def test_our_own_words_are_in_the_language_that_is_asked_for(
+    library: Library, settings: Settings, asked: str, language: str, stream: bool
+) -> None:
+    gone = "The server is gone."
+    fails = Reply("", error=ModelUnreachable(gone))
+    legs = ScriptedLegs([REJECTED, fails], [f"{GOOD} [1]", fails])
+    async with served(library, settings, legs) as api:
+        api.http.headers["Accept-Language"] = asked
+        silent = [{"role": "user", "content": "Who won the cup in 1998?"}]
+        answer = await api.post(messages=silent, stream=stream)
+        text = text_of(events_of(answer)) if stream else answer.json()["choices"][0]["message"]["content"]
+        assert text == told(say("turn.not_found_no_word"), language)
+        answer = await api.post(model="smallfirst-auto", stream=stream, smallfirst={"drafts": True})
+        turn = last_of(events_of(answer))["smallfirst"] if stream else answer.json()["smallfirst"]
+        reason = told(say("turn.reason_absent_number", fact="1974"), language)
+        assert turn["verdict"]["reason"] == reason
+        assert turn["answer"] == f"{GOOD} [1]", "a model's words are what they are"
+        if stream:
+            asides = [event["smallfirst"] for event in events_of(answer) if event.get("smallfirst")]
+            assert {"escalating": {"leg": "llm", "reason": reason}} in asides
+        answer = await api.post(model="smallfirst-llm", stream=stream)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == told(say("turn.neither", first=gone, second=gone), language)
+
+
+def test_our_own_refusals_are_known_again_in_every_language() -> None:
+    for language in LANGUAGES:
+        for said in (say("turn.not_found_no_word"), say("turn.not_found", places="a.md")):
+            assert told(said, language).startswith(api.SILENT)
+    assert not "Det här är zebrans väg till floden.".startswith(api.SILENT)
+
+
 # Drafts
 
 
@@ -325,7 +360,9 @@ async def test_a_rejected_draft_never_reaches_a_client(library: Library, setting
     async with served(library, settings, ScriptedLegs([REJECTED], [f"{GOOD} [1]"])) as api:
         answer = await api.post(model="smallfirst-auto", stream=stream)
     assert REJECTED not in answer.text
+    assert "1974" not in answer.text
     turn = last_of(events_of(answer))["smallfirst"] if stream else answer.json()["smallfirst"]
+    assert turn["verdict"]["reason"] == say("turn.reason_absent_number", fact="…")
     assert turn["escalated"]
     assert [draft["text"] for draft in turn["drafts"]] == [None, f"{GOOD} [1]"]
     assert turn["set_aside"] is None
@@ -348,7 +385,7 @@ async def test_a_client_that_asks_for_drafts_is_told_them(library: Library, sett
     assert {draft["leg"] for draft in drafts} == {"slm"}
     (escalating,) = [one["escalating"] for one in told if "escalating" in one]
     assert escalating["leg"] == "llm"
-    assert escalating["reason"]
+    assert escalating["reason"] == say("turn.reason_absent_number", fact="1974")
     assert text_of(events) == f"{GOOD} [1]", "a draft is no content"
     for turn in (told[-1], whole["smallfirst"]):
         assert turn["drafts"][0]["text"] == REJECTED

@@ -26,11 +26,12 @@ PAGE = "https://pages.our"
 
 @asynccontextmanager
 async def served(
-    tmp_path: Path, *, answers: int = 1, listen: str = "127.0.0.1", **chosen: object
+    tmp_path: Path, *, answers: int = 1, listen: str = "127.0.0.1", document: str = "animals.md", **chosen: object
 ) -> AsyncIterator[str]:
     """`smallfirst serve` with scripted models."""
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "animals.md").write_text("Zebras drink at the Mara river every morning.")
+    path = tmp_path / "docs" / document
+    path.parent.mkdir(parents=True)
+    path.write_text("Zebras drink at the Mara river every morning.")
     settings = Settings(_env_file=None, data_dir=tmp_path / "data", cache_dir=tmp_path / "cache", **chosen)  # type: ignore[arg-type]
     library, legs = open_library(tmp_path / "docs", tmp_path / "cache"), ScriptedLegs([GOOD] * answers)
     async with listening(application(ScriptedService(settings, library, legs), listen)) as url:  # type: ignore[arg-type]
@@ -82,6 +83,77 @@ async def test_where_there_are_keys_one_of_them_is_needed(tmp_path: Path) -> Non
             for scheme in ("Basic", "bearerx", "Token"):
                 assert (await raw.get("/v1/models", headers={"Authorization": f"{scheme} {KEY}"})).status_code == 401
             assert (await raw.get("/v1/models", headers={"Authorization": f"bearer {KEY}"})).status_code == 200
+
+
+async def cited(one: openai.AsyncOpenAI) -> str:
+    """The address of the first citation of an answer."""
+    message = {"role": "user", "content": "Where do zebras drink?"}
+    answer = await one.chat.completions.create(model="smallfirst-slm", messages=[message])  # type: ignore[list-item]
+    return answer.choices[0].message.annotations[0].url_citation.url  # type: ignore[index]
+
+
+async def test_a_citation_of_who_has_a_key_opens_in_a_browser_that_has_none(tmp_path: Path) -> None:
+    async with served(tmp_path, answers=2, api_keys=(KEY, OTHER)) as url, http(url) as raw:
+        async with client(url, KEY) as one, client(url, OTHER) as another:
+            link, links_of_another = await cited(one), await cited(another)
+        assert link != links_of_another
+        for signed in (link, links_of_another, f"{link}#page=1"):
+            read = await raw.get(signed)
+            assert (read.status_code, read.text) == (200, "Zebras drink at the Mara river every morning.")
+            assert read.headers["referrer-policy"] == "no-referrer"  # nobody is told where it was read
+        assert KEY not in link
+        place, _, signature = link.partition("?signature=")
+        for wrong in (place, f"{place}?signature=", link[:-1], f"{place}?signature={'0' * 32}", f"{place}?signature=ż"):
+            assert (await raw.get(wrong)).status_code == 401, wrong
+        for elsewhere in ("/v1/models", "/v1/files", "/metrics", "/v1/documents/other.md", "/v1/documents/animals.md/"):
+            assert (await raw.get(f"{elsewhere}?signature={signature}")).status_code == 401, elsewhere
+        refused = await raw.get(f"{link}0")
+        assert "no longer one of RAG_API_KEYS" in refused.json()["error"]["message"]
+        for method in ("POST", "DELETE", "PUT"):
+            assert (await raw.request(method, link)).status_code == 401, method
+        # A wrong key is not mended by a link, and many wrong links keep out nobody.
+        assert (await raw.get(link, headers={"Authorization": "Bearer wrong"})).status_code == 401
+        for number in range(30):
+            assert (await raw.get(f"{place}?signature={number}")).status_code == 401
+        assert (await raw.get(link)).status_code == 200
+
+
+async def test_a_link_to_an_uploaded_file_is_its_owners_and_ends_with_the_key(tmp_path: Path) -> None:
+    async with served(tmp_path, api_keys=(KEY, OTHER)) as url:
+        async with client(url, KEY) as one:
+            kept = await one.files.create(file=("zebras.txt", b"Zebras drink at the Nile."), purpose="user_data")
+            parts = [
+                {"type": "file", "file": {"file_id": kept.id}},
+                {"type": "text", "text": "Where do zebras drink? At the Nile?"},
+            ]
+            answer = await one.chat.completions.create(
+                model="smallfirst-slm", messages=[{"role": "user", "content": parts}]  # type: ignore[list-item]
+            )  # fmt: skip
+        links = [one.url_citation.url for one in answer.choices[0].message.annotations or ()]
+        link = next(link for link in links if kept.id in link)
+        path = link.removeprefix(url)
+        async with http(url) as raw:
+            assert (await raw.get(link)).text == "Zebras drink at the Nile."
+            assert (await raw.get(link, headers={"Authorization": f"Bearer {OTHER}"})).status_code == 404
+            assert (await raw.get(link.replace("/content?", "?"))).status_code == 401
+            assert (await raw.delete(link.replace("/content?", "?"))).status_code == 401
+    (tmp_path / "docs" / "animals.md").unlink()
+    (tmp_path / "docs").rmdir()
+    async with served(tmp_path, api_keys=(OTHER,)) as url, http(url) as raw:
+        assert (await raw.get(path)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "name", ["a b/50% ?&signature=1.md", "źródło #1.md", "signature=+.md", "%2e%2e.md", "'\"<>;.md"]
+)
+async def test_a_link_is_signed_for_the_name_as_it_is_asked_for(tmp_path: Path, name: str) -> None:
+    async with served(tmp_path, api_keys=(KEY,), document=name) as url, client(url, KEY) as one, http(url) as raw:
+        assert (await raw.get(await cited(one))).status_code == 200
+
+
+async def test_where_no_key_is_needed_no_link_is_signed(tmp_path: Path) -> None:
+    async with served(tmp_path) as url, client(url) as one:
+        assert await cited(one) == f"{url}/v1/documents/animals.md"
 
 
 @pytest.mark.parametrize("end", ["%0A", "%0D%0A", "%00", "%7F", "/%0A", "%0A%0A"])

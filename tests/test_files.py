@@ -290,6 +290,7 @@ def part(name: bytes, filename: bytes | None = None, data: bytes = NOTE) -> byte
         (b"-----\r\n", "file"),
         (part(b"purpose", None, b"user_data") + b"-----\r\n", "file"),
         (part(b"file", None) + b"-----\r\n", "file"),
+        (part(b"file", b"a.md") + part(b"file", b"b.md") + b"-----\r\n", "file"),
         (part(b"file", b"") + b"-----\r\n", "file"),
         (part(b"file", b"  ") + b"-----\r\n", "file"),
         (part(b"file", b"nul\0.md") + b"-----\r\n", "file"),

@@ -382,7 +382,7 @@ def test_a_scan_is_read() -> None:
 
 
 def test_server_and_folder_take_the_same_kinds_of_file() -> None:
-    from rag.serve.hardening import EXTENSIONS, MEDIA_TYPES, USUAL
+    from rag.serve.media import EXTENSIONS, MEDIA_TYPES, USUAL
 
     assert set(EXTENSIONS) == set(SUFFIXES) > set(USUAL)
     assert not {"html", "xml", "script", "svg"} & set("+".join(MEDIA_TYPES.values()).replace("/", "+").split("+"))

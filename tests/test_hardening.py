@@ -1,7 +1,7 @@
 """Real attacks on a real server, once as Chainlit comes and once hardened.
 
 Every attack is shown to succeed on the open server, so that a refusal by the other means something. Both servers are
-processes of their own with throw-away folders; nothing of the project but `rag.serve.hardening` is in them.
+processes of their own with throw-away folders; nothing of the project but `rag.serve.hardening`, and what it imports, is in them.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ import pytest
 import socketio
 from socketio.exceptions import ConnectionError as Refused
 
-from rag.serve.hardening import Rules, Uploads, bad_connection, is_uuid
+from rag.serve.gate import Rules, Uploads
+from rag.serve.hardening import bad_connection
+from rag.serve.ids import is_uuid
 
 from .product import client_message
 

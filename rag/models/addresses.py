@@ -4,10 +4,10 @@ Knows URLs; nothing of what a server is or has.
 """
 
 import asyncio
-import ipaddress
 
 import httpx2
 
+from rag import hosts
 from rag.errors import UserError
 
 
@@ -48,11 +48,7 @@ def host_of(base_url: str) -> str:
 
 def is_loopback(base_url: str) -> bool:
     """Is that server on this machine?"""
-    host = httpx2.URL(base_url).host
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return hosts.is_loopback(httpx2.URL(base_url).host)
 
 
 async def accepts(base_url: str, timeout_s: float = 1) -> bool:

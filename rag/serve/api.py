@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from rag.corpus.documents import shown
 from rag.errors import DocumentError, RagError
-from rag.serve import completions
+from rag.serve import completions, documents
 from rag.serve.api_errors import ApiError, ApiRoute, declared
 from rag.serve.completions import MODELS, ChatRequest, Chunks, FileData, Wording
 from rag.serve.ending import hung_up, in_thread
@@ -32,14 +33,18 @@ from rag.turn import cascade
 from rag.turn.cascade import Phase, Turn
 from rag.turn.citations import Citation, Marks
 from rag.turn.session import Exchange, Session
-from rag.words import say
+from rag.words import LANGUAGES, say, told, translated
 
 log = logging.getLogger("smallfirst")
 
 BEAT_S = 10.0
 """A stream in which nothing came for so long says what is being done, so that nobody takes it for dead."""
-# With this our own answer to a question without one begins.
-SILENT: Final = say("turn.not_found_no_word").partition(":")[0]
+# With one of these our own answer begins to a question to which there is none in the documents.
+SILENT: Final = tuple(
+    told(sentence, language).partition("…")[0]
+    for sentence in (say("turn.not_found_no_word"), say("turn.not_found", places="…"))
+    for language in LANGUAGES
+)
 
 
 class Numbered(ApiRoute):
@@ -126,7 +131,7 @@ class Asked:
         self._service = service
         self._files = service.files
         self._base = base
-        self._owner = VISITOR.get().owner
+        self._visitor = VISITOR.get()
         *earlier, last = wanted.talk
         self._question = last.text
         self.ending = service.ending
@@ -180,7 +185,7 @@ class Asked:
         session, service = self.session, self._service
         try:
             if self._ids or self._conversation is not None:
-                await self._files.attach(self._owner, session, ids=self._ids, conversation=self._conversation)
+                await self._files.attach(self._visitor.owner, session, ids=self._ids, conversation=self._conversation)
             for name, (place, data) in self._inline.items():
                 yield Phase("read", say("chat.reading", name=shown(name)))
                 await self._read(name, place, data)
@@ -190,6 +195,9 @@ class Asked:
             )  # fmt: skip
             async with aclosing(turn) as events:
                 async for event in events:
+                    if isinstance(event, cascade.Answered):
+                        # Our own words are in the caller's language; a model's are what they are.
+                        event = cascade.Answered(replace(event.turn, answer=self.say(event.turn.answer)))
                     yield event
         finally:
             session.attachments.close()
@@ -215,20 +223,22 @@ class Asked:
         attachments, passage = self.session.attachments, citation.passage
         source = passage.source
         if source not in attachments.sources or passage not in attachments.opening(source):
-            page = f"#page={passage.page}" if passage.page is not None else ""
-            return f"{self._base}/v1/documents/{_quoted(source)}{page}"
+            return f"{self._base}{documents.address(passage)}"
         id = None
         if source not in self._inline:
             with suppress(ApiError):  # it was deleted meanwhile
-                id = self._files.id_of(self._owner, source, ids=self._ids, conversation=self._conversation)
-        return f"attachment:{_quoted(source)}" if id is None else f"{self._base}/v1/files/{id}/content"
+                id = self._files.id_of(self._visitor.owner, source, ids=self._ids, conversation=self._conversation)
+        if id is None:
+            return f"attachment:{quote(source, errors='surrogateescape')}"
+        return f"{self._base}{self._visitor.link(f'/v1/files/{id}/content')}"
 
     def told(self, turn: Turn) -> dict[str, Any]:
-        return completions.told(turn, drafts=self.wanted.drafts, notes=self.notes)
+        dictionary = completions.told(turn, self.url_of, drafts=self.wanted.drafts, notes=self.notes)
+        return translated(dictionary, self._visitor.language)  # type: ignore[no-any-return]
 
-
-def _quoted(source: str) -> str:
-    return quote(source, errors="surrogateescape")
+    def say(self, text: str) -> str:
+        """In the language that the client asked for, as far as it has words in that."""
+        return told(text, self._visitor.language)
 
 
 class Reply(Response):
@@ -296,7 +306,7 @@ def _told_of(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RagError):
-        return ApiError.of(error)
+        return ApiError.of(error, VISITOR.get().language)
     log.exception("A request to the API failed.", exc_info=error)
     return ApiError(500, "Something went wrong in the server. Its log says what.")
 
@@ -360,7 +370,7 @@ class _Stream:
                 # Who takes over is not judged; but after half an answer no other one can begin.
                 self._stands = None if self._wording.sent else leg
                 if drafts:
-                    await self._aside({"escalating": {"leg": leg, "reason": reason}})
+                    await self._aside({"escalating": {"leg": leg, "reason": self._asked.say(reason)}})
             case cascade.Failed(error=error):
                 raise error
             case cascade.Answered(turn=turn):

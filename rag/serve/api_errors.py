@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rag.errors import ModelError, PromptTooLong, QuestionTooLong, RagError, UserError
+from rag.serve.visitors import VISITOR
+from rag.words import told
 
 OF_STATUS = {
     401: "authentication_error",
@@ -63,12 +65,12 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     @classmethod
-    def of(cls, error: RagError) -> "ApiError":
+    def of(cls, error: RagError, language: str) -> "ApiError":
         """400 for what the caller can mend, 503 for a model that does not answer, else 500."""
+        why = told(error.told, language)
         if isinstance(error, PromptTooLong | QuestionTooLong):
-            return cls(400, str(error), param="messages", code="context_length_exceeded")
-        status = 400 if isinstance(error, UserError) else 503 if isinstance(error, ModelError) else 500
-        return cls(status, str(error))
+            return cls(400, why, param="messages", code="context_length_exceeded")
+        return cls(400 if isinstance(error, UserError) else 503 if isinstance(error, ModelError) else 500, why)
 
     @classmethod
     def of_validation(cls, error: RequestValidationError) -> "ApiError":
@@ -97,7 +99,7 @@ class ApiRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
 
-        async def told(request: Request) -> Response:
+        async def answered(request: Request) -> Response:
             try:
                 return await answer(request)
             except ApiError as error:
@@ -105,8 +107,8 @@ class ApiRoute(APIRoute):
             except RequestValidationError as error:
                 return ApiError.of_validation(error).response()
             except RagError as error:
-                return ApiError.of(error).response()
+                return ApiError.of(error, VISITOR.get().language).response()
             except HTTPException as error:
                 return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
-        return told
+        return answered

@@ -1,11 +1,13 @@
 """Who calls the API: by a key, by being signed in, or by being on this machine; and how often.
 
-    RAG_API_KEYS set      the key as `Authorization: Bearer`, or somebody who signed in by himself (rag/serve/login.py)
+    RAG_API_KEYS set      the key as `Authorization: Bearer`, or somebody who signed in by himself (rag/serve/login.py);
+                          one document also by a link that was signed for the holder of a key
     no keys, loopback     everybody on this machine, as at the chat
     no keys, elsewhere    only who is signed in; `smallfirst serve`, where nobody can sign in, does not start
 
 Knows paths and headers, nothing of what is asked. Keys are compared by their digests, each with every known one and in
-constant time. What a caller keeps here (rag/serve/files.py) is found again by `Visitor.owner`.
+constant time; so are signatures, which hold as long as their key. What a caller keeps here (rag/serve/files.py) is found
+again by `Visitor.owner`.
 """
 
 import hashlib
@@ -23,8 +25,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rag.errors import UserError
+from rag.hosts import is_loopback
 from rag.serve.api_errors import ApiError
-from rag.serve.hardening import is_loopback
 from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
 from rag.settings import Settings
 from rag.words import language_of
@@ -33,6 +35,8 @@ from rag.words import language_of
 KEYED: Final = re.compile(r"/(v1(/.*)?|metrics|ondevice/(prompt|verdict))\s*", re.DOTALL)
 # Of these, what may be asked for as often as a scraper likes.
 UNCOUNTED: Final = re.compile(r"/metrics")
+# What a citation may link to, where a signature in the query stands for the key.
+LINKED: Final = re.compile(r"/v1/(documents/.+|files/[^/]+/content)", re.DOTALL)
 MINUTE_S: Final = 60.0
 
 
@@ -48,18 +52,21 @@ class Keys:
         return bool(self._digests)
 
     def visitor(self, connection: HTTPConnection) -> Visitor | None:
-        """Whose key it carries; None where it carries none, or an unknown one."""
-        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        if not self or scheme.lower() != "bearer" or not bearer.strip():
-            return None
-        digest = hashlib.sha256(bearer.strip().encode("latin-1")).digest()  # as its bytes came
-        # Every one is looked at: how long it takes says nothing of which it was.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if not any(matches):
-            return None
+        """Whose key or signature it carries; None where it carries none, or an unknown one."""
         address = network(connection.client.host) if connection.client else ""
         language = language_of(connection.headers.get("accept-language", ""))
-        return Visitor(digest.hex()[:12], address, language, by_key=True)
+        known = [_holder(digest, address, language) for digest in self._digests]
+        # Every one is looked at: how long it takes says nothing of which it was.
+        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and bearer.strip():
+            digest = hashlib.sha256(bearer.strip().encode("latin-1")).digest()  # as its bytes came
+            matches = [hmac.compare_digest(digest, one) for one in self._digests]
+        elif signature := _signature(connection):
+            path, given = signature
+            matches = [hmac.compare_digest(given, (one.signature(path) or "").encode()) for one in known]
+        else:
+            return None
+        return next((visitor for visitor, match in zip(known, matches, strict=True) if match), None)
 
     def refusal(self, connection: HTTPConnection) -> ApiError:
         """For who is nobody: 401; 429 for a while, from where too many unknown keys came. Who has a key is not held up."""
@@ -68,16 +75,34 @@ class Keys:
             seconds = math.ceil(wait_s)
             why = f"Too many unknown keys came from there. Try again in {seconds} s."
             return ApiError(429, why, headers={"Retry-After": str(seconds)})
-        given = bool(connection.headers.get("authorization"))
-        if given:
+        if connection.headers.get("authorization"):
             self._of_addresses.failed(address)
-        why = "This API key is not one of RAG_API_KEYS." if given else "No API key was sent."
+            why = "This API key is not one of RAG_API_KEYS."
+        elif _signature(connection):
+            why = "This link is not whole, or the API key that it was made for is no longer one of RAG_API_KEYS."
+        else:
+            why = "No API key was sent."
         mend = "Send one as the header `Authorization: Bearer KEY`."
         return ApiError(401, f"{why} {mend}", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def _holder(digest: bytes, address: str, language: str) -> Visitor:
+    secret = hmac.new(digest, b"links", hashlib.sha256).digest()
+    return Visitor(digest.hex()[:12], address, language, by_key=True, secret=secret)
+
+
+def _signature(connection: HTTPConnection) -> tuple[str, bytes] | None:
+    """The address that is asked for, and what its query gives as its signature."""
+    scope = connection.scope
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    given = connection.query_params.get("signature")
+    if not given or scope.get("method") not in ("GET", "HEAD") or not LINKED.fullmatch(path):
+        return None
+    return path, given.encode("utf-8", "replace")
 
 
 def check(settings: Settings, host: str) -> None:

@@ -21,6 +21,7 @@ from rag.serve.api_errors import ApiError
 from rag.settings import MODES, Mode
 from rag.turn.cascade import Turn
 from rag.turn.citations import Citation, Marks
+from rag.words import Said, say
 
 MODELS: Final[dict[str, Mode]] = {f"smallfirst-{mode}": mode for mode in MODES}
 FINGERPRINT: Final = f"smallfirst-{__version__}"
@@ -462,17 +463,36 @@ def annotations(content: str, turn: Turn, url_of: Callable[[Citation], str], sta
     ]
 
 
-def told(turn: Turn, *, drafts: bool, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The turn's dictionary for a client. Of drafts that did not become the answer it has the text only with `drafts`."""
+def told(turn: Turn, url_of: Callable[[Citation], str], *, drafts: bool, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The turn's dictionary for a client. Of drafts that did not become the answer it has the text only with `drafts`, nor
+    does a reason without them name the number or name that only such a draft has."""
     dictionary = turn.to_dict()
     dictionary["notes"] += notes
+    dictionary["citations"] = [{**citation.to_dict(), "url": url_of(citation)} for citation in turn.citations]
     if not drafts:
+        signals = turn.verdict.signals if turn.verdict is not None else None
+        if signals is not None and (fact := signals.absent_fact) is not None and fact not in turn.answer:
+            for key in ("verdict", "notes"):
+                dictionary[key] = _without(fact, dictionary[key])
         stands = None if turn.refused or not turn.drafts else len(turn.drafts) - 1
         for number, draft in enumerate(dictionary["drafts"]):
             if number != stands:
                 draft["text"] = None
         dictionary["set_aside"] = None
     return dictionary
+
+
+def _without(fact: str, value: Any) -> Any:
+    match value:
+        case Said(key=key, values=values):
+            return say(key, **_without(fact, values))
+        case str():
+            return "…" if value == fact else value
+        case dict():
+            return {key: _without(fact, item) for key, item in value.items()}
+        case list():
+            return [_without(fact, item) for item in value]
+    return value
 
 
 def usage(turn: Turn) -> dict[str, int]:

@@ -17,11 +17,12 @@ from urllib.parse import quote as quoted
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 
-from rag.corpus.documents import Ingest, shown
+from rag.corpus.documents import Ingest, Passage, shown
 from rag.corpus.library import Library
 from rag.corpus.pages import is_pdf
 from rag.serve.api_errors import ApiError, ApiRoute, declared
-from rag.serve.hardening import FILE_POLICY, MEDIA_TYPES
+from rag.serve.media import FILE_POLICY, MEDIA_TYPES
+from rag.serve.visitors import VISITOR
 from rag.words import say
 
 # The browser's own viewer is a page around the document, with styles and a plug-in; nothing else may be in it.
@@ -48,6 +49,12 @@ def shared(library: Library, source: str) -> tuple[Ingest, Path] | None:
     except (OSError, RuntimeError):  # gone, or links in a circle
         return None
     return (report, path) if path.is_relative_to(root) else None
+
+
+def address(passage: Passage) -> str:
+    """Where a passage of a document of the folder is read, below this server's name: as whoever asks just now may."""
+    page = "" if passage.page is None else f"#page={passage.page}"
+    return f"{VISITOR.get().link(f'/v1/documents/{passage.source}')}{page}"
 
 
 def version(file: Path | bytes, source: str) -> tuple[Hashable, bool] | None:

@@ -25,8 +25,9 @@ from fastapi.responses import Response
 
 from rag.energy import FROM_COMPUTING_TIME
 from rag.models.legs import SPOKEN
-from rag.serve.hardening import FILE_POLICY, is_uuid
 from rag.serve.history import Kept
+from rag.serve.ids import is_uuid
+from rag.serve.media import FILE_POLICY
 from rag.serve.totals import answered_by
 
 Thread = Mapping[str, Any]

@@ -25,7 +25,7 @@ from rag.serve import documents
 from rag.serve.api_errors import ApiError, ApiRoute, declared
 from rag.serve.ending import in_thread, while_there
 from rag.serve.file_store import File, FileStore
-from rag.serve.hardening import EXTENSIONS, USUAL
+from rag.serve.media import EXTENSIONS, USUAL
 from rag.serve.visitors import VISITOR
 from rag.settings import Settings
 from rag.turn.session import Session
@@ -306,6 +306,8 @@ def router(files: Files) -> APIRouter:
         """Upload a document; it is read at once. With a `conversation`, every request of that name answers from it."""
         if (anchor is None) != (seconds is None):
             raise ApiError(400, "expires_after needs both its anchor and its seconds.", param="expires_after")
+        if len((await request.form()).getlist("file")) > 1:
+            raise _refused("One request takes one file. Send the others in requests of their own.")
         name = file.filename or ""
         files.check_name(name)
         files.check_size(name, file.size or 0)

@@ -18,9 +18,9 @@ from fastapi.responses import FileResponse
 
 from rag.corpus.documents import Ingest, Passage, shown
 from rag.errors import UserError
-from rag.serve.hardening import FILE_POLICY, MEDIA_TYPES
 from rag.serve.history_records import Attached
 from rag.serve.history_sqlite import History
+from rag.serve.media import FILE_POLICY, MEDIA_TYPES
 from rag.settings import Settings
 
 __all__ = ["Attached", "History", "Kept", "open_history", "router"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from rag.serve.hardening import is_uuid
+from rag.serve.ids import is_uuid
 
 FILES: Final = "files"
 """The folder's name in the data folder."""

@@ -38,9 +38,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag.errors import UserError
+from rag.hosts import host_name, is_address, is_loopback
 from rag.serve.api_errors import ApiError
 from rag.serve.callers import KEYED, Keys
-from rag.serve.hardening import host_name, is_address, is_loopback
 from rag.serve.users import Users, canonical, replace
 from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
 from rag.settings import Settings

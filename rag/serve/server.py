@@ -20,7 +20,7 @@ from rag import __version__, terminal
 from rag.serve import api, callers, documents, files, ondevice, readiness
 from rag.serve.api_errors import ApiError
 from rag.serve.ending import Server
-from rag.serve.hardening import EXPOSED, Gate, Rules, Uploads
+from rag.serve.gate import EXPOSED, Gate, Rules, Uploads
 from rag.serve.ports import check_port, shown_address
 from rag.serve.service import Service
 from rag.settings import Settings

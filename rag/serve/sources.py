@@ -24,7 +24,7 @@ from rag.corpus.pages import Page
 from rag.corpus.reader import Reader
 from rag.errors import DocumentError
 from rag.serve.documents import served, shared, version
-from rag.serve.hardening import is_uuid
+from rag.serve.ids import is_uuid
 from rag.settings import Settings
 from rag.words import language_of, say, told
 

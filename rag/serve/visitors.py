@@ -4,13 +4,16 @@ Knows no way of finding out: that is `login`'s for people and `callers`' for pro
 behind them reads it.
 """
 
+import hashlib
+import hmac
 import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import quote
 
 LOCAL: Final = "local"
 """The name of the one user of `auto`. With RAG_LOGIN=password, a user of this name finds those conversations again."""
@@ -27,11 +30,24 @@ class Visitor:
     language: str
     by_key: bool = False
     """A program with an API key; `name` tells its key from others, and is no part of it."""
+    secret: bytes = field(default=b"", repr=False)
+    """With which its links are signed. Nobody but a program needs that: a browser sends cookies with a link, but no key."""
 
     @property
     def owner(self) -> str:
         """By which what this visitor keeps is found again: no key is a user's name, nor the other way round."""
         return f"{'key' if self.by_key else 'user'} {self.name or ''}"
+
+    def link(self, path: str) -> str:
+        """The address of that path, quoted, as a browser opens it that has no key."""
+        signature = self.signature(path)
+        return f"{quote(path, errors='surrogateescape')}{f'?signature={signature}' if signature else ''}"
+
+    def signature(self, path: str) -> str | None:
+        """What lets whoever has it read that one address in this visitor's name; None where nothing needs it."""
+        if not self.secret:
+            return None
+        return hmac.new(self.secret, path.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
 
 VISITOR: Final[ContextVar[Visitor]] = ContextVar("visitor")

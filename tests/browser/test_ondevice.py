@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator
 
 from rag.words import say, told
 
-from ..product import api, free_port
+from ..product import ScriptedServer, api, free_port
 from ..run import find_browser
 from .conftest import visitor
 from .test_page import faults
@@ -38,9 +38,9 @@ class Serving:
 
 
 @contextmanager
-def serving(log: Path) -> Iterator[Serving]:
-    models = {"RAG_SLM_MODEL": "smollm2-135m", "RAG_LLM_MODEL": "smollm2-135m"}
-    with api(free_port(), log, **models) as (url, process):
+def serving(log: Path, **environment: str) -> Iterator[Serving]:
+    environment = {"RAG_SLM_MODEL": "smollm2-135m", "RAG_LLM_MODEL": "smollm2-135m", **environment}
+    with api(free_port(), log, **environment) as (url, process):
         yield Serving(url, process)
 
 
@@ -200,15 +200,6 @@ def test_a_citation_leads_to_the_document_here(loaded: tuple[Visit, Page]) -> No
     for address in addresses:
         with urllib.request.urlopen(address, timeout=10) as answer:
             assert answer.status == 200
-    # No link carries a key: with one, the page fetches the document and shows that.
-    page.locator("#key").evaluate("(field) => { field.value = 'ключ'; field.dispatchEvent(new Event('change')); }")
-    with page.expect_request("**/v1/documents/**") as asked, page.expect_popup(timeout=5000) as opened:
-        places.first.click(timeout=5000)
-    assert asked.value.headers["authorization"].encode("latin-1").decode() == "Bearer ключ"
-    assert opened.value.url.startswith("blob:")
-    assert opened.value.locator("body").inner_text().strip()
-    opened.value.close()
-    page.locator("#key").evaluate("(field) => { field.value = ''; field.dispatchEvent(new Event('change')); }")
 
 
 def test_stop_ends_the_answer_and_the_next_question_is_answered(loaded: tuple[Visit, Page]) -> None:
@@ -409,25 +400,36 @@ def test_without_simd_the_servers_models_can_still_be_asked(visit: Visit) -> Non
     expect(page.locator("#files")).to_have_value("")
 
 
-def test_a_server_with_keys_is_given_one_that_only_this_tab_keeps(visit: Visit) -> None:
-    def keyed(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer open-sesame":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json={"error": {"message": "No API key was sent.", "code": "invalid_api_key"}})
-
-    page = visit.open()
-    page.route("**/v1/chat/completions", keyed)
-    exchange = ask(page, "slm", question="What is BM25?")
-    expect(column(exchange, "slm").locator(".failure")).to_contain_text("The server wants an API key")
-    expect(page.locator("#question")).to_have_value("What is BM25?")  # it will be asked again
-    page.locator("#key").fill("open-barley")
-    exchange = ask(page, "slm", question="What is BM25?")
-    expect(column(exchange, "slm").locator(".failure")).to_contain_text("is not one of RAG_API_KEYS")
-    page.locator("#key").fill("open-sesame")
-    exchange = ask(page, "slm", question="What is BM25?")
-    assert column(exchange, "slm").locator(".text").inner_text().strip()
-    assert "open-sesame" not in page.evaluate("() => JSON.stringify(localStorage)")
+def test_a_server_with_keys_is_given_one_that_only_this_tab_keeps(
+    browser: Browser, scripted: ScriptedServer, tmp_path: Path
+) -> None:
+    scripted.script = lambda model, _: "BM25 stands for best matching [1]."
+    key, question = "сезам-open-sesame", "What does BM25 stand for?"
+    legs = {
+        "RAG_SLM_BASE_URL": scripted.url,
+        "RAG_SLM_MODEL": "small",
+        "RAG_LLM_BASE_URL": scripted.url,
+        "RAG_LLM_MODEL": "large",
+    }
+    with serving(tmp_path / "serve.log", RAG_API_KEYS=key, **legs) as server, visiting(browser, server) as visit:
+        page = visit.open()
+        exchange = ask(page, "slm", question=question)
+        expect(column(exchange, "slm").locator(".failure")).to_contain_text("The server wants an API key")
+        expect(page.locator("#question")).to_have_value(question)  # it will be asked again
+        page.locator("#key").fill("open-barley")
+        exchange = ask(page, "slm", question=question)
+        expect(column(exchange, "slm").locator(".failure")).to_contain_text("is not one of RAG_API_KEYS")
+        page.locator("#key").fill(key)
+        exchange = ask(page, "slm", question=question)
+        expect(column(exchange, "slm").locator(".text")).to_contain_text("best matching")
+        assert "open-sesame" not in page.evaluate("() => JSON.stringify(localStorage)")
+        # A link carries no key: it is signed.
+        links = column(exchange, "slm").locator(".text a, .sources a")
+        addresses = links.evaluate_all("(links) => links.map((link) => link.href)")
+        assert len(addresses) == 2
+        for address in addresses:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                assert answer.status == 200
 
 
 WEIGHTS = "(await (await navigator.storage.getDirectory()).getDirectoryHandle('smallfirst-weights', {create: true}))"

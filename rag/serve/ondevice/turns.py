@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, Final, Literal
-from urllib.parse import quote
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -21,7 +20,7 @@ from rag.corpus import documents
 from rag.corpus.documents import Ingest, Passage
 from rag.corpus.index import BM25Index, Hit, SmallEngine
 from rag.corpus.library import Library
-from rag.errors import RagError, UserError
+from rag.errors import UserError
 from rag.models.answer import Answer
 from rag.models.backend import Draft, Message
 from rag.models.places import LegName
@@ -29,15 +28,17 @@ from rag.models.standin import StandIn, StandIns
 from rag.models.thinking import Splitter
 from rag.models.weights import CATALOGUE
 from rag.serve.api_errors import ApiRoute
+from rag.serve.documents import address
 from rag.serve.ondevice.shelf import DEFAULT
 from rag.serve.service import Service
 from rag.serve.visitors import VISITOR
 from rag.settings import Settings
 from rag.turn import cascade, confidence, prompt
 from rag.turn.cascade import Turn
+from rag.turn.citations import Citation
 from rag.turn.confidence import Grounds, Verdict
 from rag.turn.session import Exchange, Session
-from rag.words import say, told, translated
+from rag.words import say, translated
 
 REFERENCE: Final = "reference.txt"
 """What the reference text is called among the sources."""
@@ -124,7 +125,7 @@ def router(service: Service) -> APIRouter:
             "verdict": found.to_dict() if found else None,
             "refused": turn.refused,
             "answer": turn.answer,
-            "citations": [citation.to_dict() for citation in turn.citations],
+            "citations": [source.told(citation) for citation in turn.citations],
             "with_logprobs": signals is not None and signals.mean_logprob is not None,
             "notes": list(turn.notes),
         }
@@ -176,14 +177,10 @@ class _Source:
         self.session.attachments.restore(report, passages)
         self.pasted = frozenset(passage.id for passage in passages)
 
-    def told(self, hit: Hit) -> dict[str, Any]:
-        """A hit with its address here; None for the page's own text."""
-        passage = hit.passage
-        address = None
-        if passage.id not in self.pasted:
-            page = "" if passage.page is None else f"#page={passage.page}"
-            address = f"v1/documents/{quote(passage.source, safe='/')}{page}"
-        return {**hit.to_dict(), "address": address}
+    def told(self, one: Hit | Citation) -> dict[str, Any]:
+        """A hit or a citation with its address, below the server's own; None for the page's own text."""
+        pasted = one.passage.id in self.pasted
+        return {**one.to_dict(), "address": None if pasted else address(one.passage).removeprefix("/")}
 
 
 class _Nothing(Library):
@@ -220,7 +217,7 @@ async def _turn(service: Service, asked: Asked, leg: LegName, judged: Judging | 
     async with aclosing(events):
         async for event in events:
             if isinstance(event, cascade.Failed):
-                raise _spoken_error(event.error)
+                raise event.error
             if isinstance(event, cascade.Answered):
                 return event.turn, source
     raise AssertionError("a turn ends with its answer, or with why there is none")
@@ -235,11 +232,6 @@ def _read(reference: str, passage_chars: int) -> tuple[Ingest, list[Passage]]:
 def _spoken(answer: dict[str, Any]) -> dict[str, Any]:
     """The same in the language of whoever asks: the reason, the notes, and what is said in the place of an answer."""
     return translated(answer, VISITOR.get().language)  # type: ignore[no-any-return]
-
-
-def _spoken_error(error: RagError) -> RagError:
-    error.args = (told(error.told, VISITOR.get().language), *error.args[1:])
-    return error
 
 
 def _before(turn: Turn) -> list[str]:

@@ -113,17 +113,17 @@ async function judged(body, column, signal) {
     column.judge(null, why ?? t("ondevice.verdict_none", { why: error.message }));
     return null;
   }
-  if (body.engine !== "llm") column.stand(found.answer, found.citations.map((one) => placed(one, body)));
+  if (body.engine !== "llm") column.stand(found.answer, found.citations);
   if (body.engine !== "llm") notes(found.notes, found.verdict, column);
   const grounds = t(found.with_logprobs ? "ondevice.verdict_grounds_tokens" : "ondevice.verdict_grounds_words");
   column.judge(found.verdict, found.verdict ? grounds : t("ondevice.verdict_refused"));
   return found.refused ? REFUSED : found.answer;
 }
 
-/** The text that was pasted has no address. */
-function placed(citation, { reference, opening }) {
-  const pasted = reference.trim() && citation.source === (opening?.reference_name ?? "reference.txt");
-  return pasted ? { ...citation, address: null } : citation;
+/** Its address below the server's own, as the page knows that; the text that was pasted has none. */
+function placed(citation) {
+  const { protocol, pathname, search, hash } = new URL(citation.url);
+  return { ...citation, address: protocol === "attachment:" ? null : `${pathname.slice(1)}${search}${hash}` };
 }
 
 /** A model of the server, "slm" or "llm", by its OpenAI-compatible API. */
@@ -172,7 +172,7 @@ export async function onServer(engine, question, options, column, { signal }) {
   const rate = tokens > 1 && writing ? (1000 * (tokens - 1)) / writing : null;
   column.tell({ tokens, rate, read: draft?.usage?.input_tokens });
   column.model.textContent = turn.model ?? "";
-  column.stand(turn.answer, turn.citations.map((one) => placed(one, options)));
+  column.stand(turn.answer, turn.citations.map(placed));
   notes(turn.notes, turn.verdict, column);
   column.phase();
   if (turn.refused) column.judge(null, t("ondevice.verdict_refused"));

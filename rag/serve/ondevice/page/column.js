@@ -2,8 +2,8 @@
 //
 // It knows how these look; whoever answers tells it. Spans are {load, wait, write} in ms, for the chart.
 
-import { lead } from "./links.js";
-import { element, put } from "./nodes.js";
+import { element, link, put } from "./nodes.js";
+import { address } from "./server.js";
 import { place, t, time } from "./texts.js";
 
 const MARK = /\[(\d+)\]/g;
@@ -94,25 +94,17 @@ export class Column {
       element("span", "number", item, String(citation.marker));
       const pasted = citation.address === null;
       const where = pasted ? t("ondevice.source_reference") : place({ ...citation, heading: [] });
-      const link = element(pasted ? "span" : "a", "", item, where);
-      if (!pasted) this.open(link, citation);
-      link.title = citation.quote;
+      const source = pasted ? element("span", "", item, where) : link(address(citation.address), "", item, where);
+      source.title = citation.quote;
     }
   }
 
   mark(citation, parent) {
-    const link = element(citation.address === null ? "span" : "a", "mark", parent, String(citation.marker));
-    link.title = citation.quote;
-    if (citation.address !== null) {
-      this.open(link, citation);
-      link.setAttribute("aria-label", `${citation.marker}: ${citation.source}`);
-    }
-  }
-
-  open(link, citation) {
-    const page = citation.page ? `#page=${citation.page}` : "";
-    const name = citation.source.split("/").map(encodeURIComponent).join("/");
-    lead(link, citation.address ?? `v1/documents/${name}${page}`, (text) => this.note(text));
+    const number = String(citation.marker);
+    const pasted = citation.address === null;
+    const mark = pasted ? element("span", "mark", parent, number) : link(address(citation.address), "mark", parent, number);
+    mark.title = citation.quote;
+    if (!pasted) mark.setAttribute("aria-label", `${number}: ${citation.source}`);
   }
 
   note(text) {

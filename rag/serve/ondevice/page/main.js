@@ -7,10 +7,9 @@ import { chart } from "./chart.js";
 import { Column } from "./column.js";
 import { Fault, Stopped } from "./faults.js";
 import * as kept from "./kept.js";
-import { lead } from "./links.js";
-import { element, put, the } from "./nodes.js";
+import { element, link, put, the } from "./nodes.js";
 import { Panel } from "./panel.js";
-import { Refusal, askJson } from "./server.js";
+import { Refusal, address, askJson } from "./server.js";
 import { fill, place, t } from "./texts.js";
 import * as wording from "./wording.js";
 
@@ -208,8 +207,8 @@ function showPassages({ hits, read }, parent) {
   for (const hit of hits) {
     const item = element("li", "", list);
     const head = element("p", "place", item);
-    const link = element(hit.address ? "a" : "span", "", head, hit.address ? place(hit) : t("ondevice.passages_reference"));
-    if (hit.address) lead(link, hit.address, (text) => element("p", "note", item, text));
+    if (hit.address) link(address(hit.address), "", head, place(hit));
+    else element("span", "", head, t("ondevice.passages_reference"));
     if (known.has(`${hit.source} ${hit.start}`)) element("span", "read", head, t("ondevice.passages_was_read"));
     element("p", "quote", item, hit.text);
   }

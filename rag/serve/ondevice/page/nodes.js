@@ -16,6 +16,13 @@ export function element(tag, classes = "", parent = null, text = "") {
   return made;
 }
 
+/** A link to another page, which opens beside this one. */
+export function link(href, classes, parent, text) {
+  const made = element("a", classes, parent, text);
+  Object.assign(made, { href, target: "_blank", rel: "noopener" });
+  return made;
+}
+
 /** The same of an SVG picture. */
 export function drawing(tag, attributes = {}, parent = null) {
   const made = document.createElementNS(SVG, tag);

@@ -23,7 +23,7 @@ from rag import __version__
 from rag.corpus.library import Attachments, Library
 from rag.errors import ModelUnreachable, PromptTooLong
 from rag.models.state import State
-from rag.serve import api, completions
+from rag.serve import api
 from rag.serve.completions import IGNORED, REFUSED, ChatRequest
 from rag.serve.server import application
 from rag.settings import Settings
@@ -287,6 +287,24 @@ async def test_earlier_messages_are_the_history(library: Library, settings: Sett
     assert {"role": "assistant", "content": "No."} in legs.llm.backend_.asked[1], "our own refusal is known again"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_became_a_refusal_is_known_again(
+    library: Library, settings: Settings, stream: bool
+) -> None:
+    """A stream's text cannot be unsaid: there, the refusal follows it."""
+    legs = ScriptedLegs([], [Reply("I don't know."), GOOD])
+    async with served(library, settings, legs) as served_:
+        refused, _ = await ask(served_.client, "smallfirst-llm", stream)
+        assert (refused.count("\n\n") == 1) == stream
+        await ask(served_.client, "smallfirst-llm", stream, "What are quaggas?", refused)
+    assert {"role": "assistant", "content": "No."} in legs.llm.backend_.asked[-1]
+
+
+async def test_a_mark_that_was_only_thought_is_not_written(library: Library, settings: Settings) -> None:
+    async with served(library, settings, ScriptedLegs([Reply(GOOD, aloud=" [")])) as api:
+        assert text_of(await api.events()) == f"{GOOD} [1]"
+
+
 async def test_a_system_message_is_not_used_and_that_is_said(library: Library, settings: Settings) -> None:
     legs = ScriptedLegs([GOOD, GOOD])
     for_tools = [
@@ -298,7 +316,7 @@ async def test_a_system_message_is_not_used_and_that_is_said(library: Library, s
         messages = [{"role": "system", "content": "Talk like a pirate."}, {"role": "user", "content": QUESTION}]
         notes = (await api.post(messages=messages)).json()["smallfirst"]["notes"]
         assert (await api.post(messages=[*for_tools, {"role": "user", "content": QUESTION}])).status_code == 200
-    assert notes == [completions.NOT_USED]
+    assert notes == [say("turn.note_system_unused")]
     assert "pirate" not in str(legs.slm.backend_.asked)
     assert "42" not in str(legs.slm.backend_.asked)
 
@@ -347,9 +365,16 @@ async def test_our_own_words_are_in_the_language_that_is_asked_for(
 
 def test_our_own_refusals_are_known_again_in_every_language() -> None:
     for language in LANGUAGES:
-        for said in (say("turn.not_found_no_word"), say("turn.not_found", places="a.md")):
-            assert told(said, language).startswith(api.SILENT)
-    assert not "Det här är zebrans väg till floden.".startswith(api.SILENT)
+        for said in (
+            say("turn.not_found_no_word"),
+            say("turn.not_found", places="a.md"),
+            say("turn.only_outline", name="a.md", outline="- A\n\n- B"),
+            say("turn.only_begins", name="a.md", text="A."),
+        ):
+            assert api._is_refusal(told(said, language))
+            assert api._is_refusal(f"I do not know.\n\n{told(said, language)}")
+    assert all(api.SILENT)
+    assert not api._is_refusal("Det här är zebrans väg till floden.")
 
 
 # Drafts
@@ -367,6 +392,25 @@ async def test_a_rejected_draft_never_reaches_a_client(library: Library, setting
     assert [draft["text"] for draft in turn["drafts"]] == [None, f"{GOOD} [1]"]
     assert turn["set_aside"] is None
     assert turn["drafts"][0]["usage"], "all else of it is told"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("answer", [f"{GOOD} [1]", "It is 17 km away, at the Mara river. [1]"])
+async def test_a_rejected_drafts_number_is_withheld_though_the_answer_has_its_digits(
+    library: Library, settings: Settings, answer: str, stream: bool
+) -> None:
+    draft = "Zebras drink there for 7 hours." if "17" in answer else "Zebras drink there for 1 hour daily."
+    async with served(library, settings, ScriptedLegs([draft], [answer])) as api:
+        got = await api.post(model="smallfirst-auto", stream=stream)
+    turn = last_of(events_of(got))["smallfirst"] if stream else got.json()["smallfirst"]
+    assert turn["verdict"]["reason"] == say("turn.reason_absent_number", fact="…")
+    assert turn["verdict"]["signals"]["absent_fact"] == "…"
+
+
+async def test_the_number_of_a_draft_that_stands_is_told(library: Library, settings: Settings) -> None:
+    async with served(library, settings, ScriptedLegs([REJECTED])) as api:
+        turn = (await api.post(model="smallfirst-slm")).json()["smallfirst"]
+    assert turn["verdict"]["signals"]["absent_fact"] == "1974"
 
 
 def events_of(answer: httpx2.Response) -> list[Any]:
@@ -714,6 +758,8 @@ async def test_a_file_that_cannot_be_taken_is_named_by_its_place(library: Librar
         ({"filename": "a.md", "file_data": "data:text/plain;base64,@@@@"}, 400, f"{place}.file_data"),
         ({"filename": "a.md", "file_data": "YQ"}, 400, f"{place}.file_data"),
         ({"filename": "a.md", "file_data": "é==="}, 400, f"{place}.file_data"),
+        ({"filename": "a.md", "file_data": "é"}, 400, f"{place}.file_data"),
+        ({"filename": "a.md", "file_data": " \n"}, 400, place),
         ({"filename": "a.md", "file_data": "data:text/plain,hello"}, 400, f"{place}.file_data"),
         ({"filename": "a.md", "file_data": ""}, 400, place),
         ({"file_data": "YQ=="}, 400, f"{place}.filename"),
@@ -730,6 +776,10 @@ async def test_a_file_that_cannot_be_taken_is_named_by_its_place(library: Librar
                 str(file)[:90],
                 answer.text,
             )
+        # As in mail, with its ends of lines, which are not the file's.
+        lines = {"filename": "a.md", "file_data": base64.encodebytes(b"Oil and words. " * 66_000).decode()}
+        answer = await api.post(messages=[{"role": "user", "content": [{"type": "file", "file": lines}, *OILED]}])
+        assert answer.status_code == 200, answer.text
         many = [part_of(f"{number}.md") for number in range(21)]
         answer = await api.post(messages=[{"role": "user", "content": [*many, *OILED]}])
         assert answer.status_code == 400

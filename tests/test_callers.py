@@ -1,5 +1,6 @@
 """Who may call the API, and how often: keys, sign-in, this machine; over real sockets, as programs come."""
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ import httpx2
 import openai
 import pytest
 from pydantic import SecretStr
+from starlette.requests import HTTPConnection
 
 from rag.errors import UserError
 from rag.serve import callers
@@ -78,6 +80,10 @@ async def test_where_there_are_keys_one_of_them_is_needed(tmp_path: Path) -> Non
             assert "No API key was sent" in refused.json()["error"]["message"]
             for path in ("/metrics", "/v1/models", "/v1/files", "/v1/openapi.json", "/v1/no/such"):
                 assert (await raw.get(path)).status_code == 401, path
+            schema = (await raw.get("/v1/openapi.json", headers={"Authorization": f"Bearer {KEY}"})).json()
+            assert schema["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+            assert schema["paths"]["/v1/files"]["post"]["security"] == [{"key": []}]
+            assert "security" not in schema["paths"]["/readyz"]["get"]
             for path in ("/healthz", "/ondevice"):
                 assert (await raw.get(path, follow_redirects=True)).status_code == 200, path
             for scheme in ("Basic", "bearerx", "Token"):
@@ -109,6 +115,8 @@ async def test_a_citation_of_who_has_a_key_opens_in_a_browser_that_has_none(tmp_
             assert (await raw.get(f"{elsewhere}?signature={signature}")).status_code == 401, elsewhere
         refused = await raw.get(f"{link}0")
         assert "no longer one of RAG_API_KEYS" in refused.json()["error"]["message"]
+        head = await raw.head(link)
+        assert (head.status_code, head.text, head.headers["content-length"]) == (200, "", str(len(read.content)))
         for method in ("POST", "DELETE", "PUT"):
             assert (await raw.request(method, link)).status_code == 401, method
         # A wrong key is not mended by a link, and many wrong links keep out nobody.
@@ -116,6 +124,24 @@ async def test_a_citation_of_who_has_a_key_opens_in_a_browser_that_has_none(tmp_
         for number in range(30):
             assert (await raw.get(f"{place}?signature={number}")).status_code == 401
         assert (await raw.get(link)).status_code == 200
+
+
+async def test_a_link_does_not_tell_whether_a_key_was_guessed(tmp_path: Path) -> None:
+    """It is signed with what only this server knows, too."""
+    links = []
+    for folder in ("one", "another", "one"):
+        shutil.rmtree(tmp_path / folder / "docs", ignore_errors=True)
+        async with served(tmp_path / folder, api_keys=(KEY,)) as url, client(url, KEY) as one:
+            links.append((await cited(one)).removeprefix(url))
+    assert links[0] == links[2], "a restart keeps it"
+    assert links[0] != links[1]
+
+
+async def test_whoever_opens_a_link_takes_nothing_of_its_owners_allowance(tmp_path: Path) -> None:
+    async with served(tmp_path, api_keys=(KEY,), api_rate=3) as url, client(url, KEY) as one, http(url) as raw:
+        link = await cited(one)
+        assert [(await raw.get(link)).status_code for _ in range(4)] == [200] * 3 + [429]
+        await one.models.list()
 
 
 async def test_a_link_to_an_uploaded_file_is_its_owners_and_ends_with_the_key(tmp_path: Path) -> None:
@@ -152,7 +178,8 @@ async def test_a_link_is_signed_for_the_name_as_it_is_asked_for(tmp_path: Path, 
 
 
 async def test_where_no_key_is_needed_no_link_is_signed(tmp_path: Path) -> None:
-    async with served(tmp_path) as url, client(url) as one:
+    async with served(tmp_path) as url, client(url) as one, http(url) as raw:
+        assert "security" not in (await raw.get("/v1/openapi.json")).text
         assert await cited(one) == f"{url}/v1/documents/animals.md"
 
 
@@ -291,14 +318,25 @@ def test_an_api_for_everybody_does_not_start(tmp_path: Path) -> None:
 async def test_beside_the_chat_a_key_opens_the_api_and_nothing_else(tmp_path: Path) -> None:
     models = {"RAG_SLM_BASE_URL": "http://127.0.0.1:9/v1", "RAG_LLM_BASE_URL": "http://127.0.0.1:9/v1"}
     users = {"anna": "a long password"}
-    with chat(
-        free_port(), tmp_path / "log", ready=False, users=users, RAG_API_KEYS=KEY, RAG_CACHE_DIR=str(tmp_path), **models
-    ) as url:
+    data = tmp_path / "data"
+    folders = {"RAG_CACHE_DIR": str(tmp_path), "RAG_DATA_DIR": str(data)}
+    with chat(free_port(), tmp_path / "log", ready=False, users=users, RAG_API_KEYS=KEY, **folders, **models) as url:
         async with http(url, Authorization=f"Bearer {KEY}") as program:
             assert (await program.get("/v1/models")).status_code == 200
             assert (await program.get("/metrics")).status_code == 200
             for path in ("/status", "/user", "/history/export", "/ondevice"):
                 assert (await program.get(path)).status_code in (303, 401), path
+            form = {"file": ("mine.txt", b"Zebras drink at the Nile.")}
+            kept = (await program.post("/v1/files", files=form)).json()
+        # As it stands in a citation: tests/browser/test_ondevice.py opens one of a real answer.
+        keyed = {"type": "http", "headers": [(b"authorization", f"Bearer {KEY}".encode())]}
+        holder = callers.Keys(Settings(_env_file=None, data_dir=data, api_keys=(KEY,))).of_key(HTTPConnection(keyed))  # type: ignore[arg-type, call-arg]
+        assert holder is not None
+        link = holder.link(f"/v1/files/{kept['id']}/content")
+        for opener in ({}, signed_in(url, "anna", users["anna"])):
+            async with http(url, **opener) as reader:
+                assert (await reader.get(link)).text == "Zebras drink at the Nile."
+                assert (await reader.get(link.partition("?")[0])).status_code == (404 if opener else 401)
         async with http(url, **signed_in(url, "anna", users["anna"])) as person:
             assert (await person.get("/v1/models")).status_code == 200
             assert (await person.get("/user")).status_code == 200

@@ -582,6 +582,22 @@ def test_a_restart_and_a_second_process_find_all_files_without_reading_them(
     assert [file.id for file in restarted.store.all("ada")] == [made[1].id, made[2].id, more.id]
 
 
+async def test_a_file_that_is_named_often_is_read_once_and_no_request_names_more_than_there_can_be(
+    settings: Settings, library: Library, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = keep(store, "a.md", b"Some words.")
+    kept = Files(settings.model_copy(update={"api_files": 3}))
+    looked: list[str] = []
+    find = kept.find
+    monkeypatch.setattr(kept, "find", lambda owner, id: (looked.append(id), find(owner, id))[1])
+    session = Session(library)
+    assert await kept.attach("ada", session, ids=[file.id] * 10_000) == {"a.md": file.id}
+    assert looked == [file.id]
+    with pytest.raises(ApiError, match="at most 3 files") as caught:
+        await kept.attach("ada", session, ids=[f"file-{n}" for n in range(4)])
+    assert (caught.value.status, looked) == (400, [file.id])
+
+
 def test_the_newest_of_a_name_stands_for_it_unless_another_is_named(
     settings: Settings, library: Library, store: FileStore
 ) -> None:
@@ -593,13 +609,11 @@ def test_the_newest_of_a_name_stands_for_it_unless_another_is_named(
 
     def texts(*ids: str, conversation: str | None = None) -> dict[str, str]:
         session = Session(library)
-        asyncio.run(kept.attach("ada", session, ids=ids, conversation=conversation))
+        ids_of = asyncio.run(kept.attach("ada", session, ids=ids, conversation=conversation))
         attached = session.attachments
-        for source in attached.sources:
-            meant = kept.id_of("ada", source, ids=ids, conversation=conversation)
-            assert meant is not None
-            assert kept.find("ada", meant).report in attached.reports
-        assert kept.id_of("ada", "nothing.md", ids=ids, conversation=conversation) is None
+        assert list(ids_of) == attached.sources
+        for id in ids_of.values():
+            assert kept.find("ada", id).report in attached.reports
         return {source: attached.opening(source)[0].text for source in attached.sources}
 
     assert texts() == {}

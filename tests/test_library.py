@@ -453,15 +453,18 @@ def test_a_document_whose_reading_failed_by_our_fault_is_tried_again_by_the_next
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names there are text")
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"b\xe4d.md", "b�d.md"), (b"b\nd.md", "b�d.md"), (b"b\x7fd.md", "b�d.md")]
+)
 async def test_a_file_whose_name_is_no_text_costs_only_itself_and_is_told_once(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: bytes, shown: str
 ) -> None:
     (folder / "good.md").write_text("Zebras drink at the Mara river.")
-    (folder / os.fsdecode(b"b\xe4d.md")).write_text("Lions sleep.")
+    (folder / os.fsdecode(name)).write_text("Lions sleep.")
     library = open_library(folder, tmp_path / "cache")
     library.update()
     assert library.sources == ["good.md"]
     assert await sources(library, "zebras") == ["good.md"]
-    assert [record.message for record in caplog.records if "b�d.md was not read" in record.message] != []
+    assert [record.message for record in caplog.records if f"{shown} was not read" in record.message] != []
     assert sum("was not read" in record.message for record in caplog.records) == 1
     library.close()

@@ -25,7 +25,8 @@ import socketio
 from socketio.exceptions import ConnectionError as Refused
 
 from rag.errors import UserError
-from rag.serve.login import OPEN, SECRET_BYTES, carrying, check, secret
+from rag.serve.login import OPEN, carrying, check
+from rag.serve.secret import SECRET_BYTES, secret
 from rag.serve.users import Users
 from rag.serve.visitors import Tries, network
 from rag.settings import Settings
@@ -814,7 +815,7 @@ def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
 def test_the_secret_is_made_once_by_however_many_begin(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     program = (
-        "import sys; from pathlib import Path; from rag.serve.login import secret; print(secret(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from rag.serve.secret import secret; print(secret(Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", program, str(folder)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]

@@ -217,11 +217,12 @@ class Library:
                     yield path.relative_to(self._root).as_posix(), status
 
     def _say_unnamed(self, path: Path) -> None:
-        """Once: a name that is no text can be neither kept nor cited."""
+        """Once: a name that is no text can be neither kept nor cited, and no address can hold a control character."""
         if path not in self._unnamed:
             self._unnamed.add(path)
             log.warning(
-                "%s was not read: its name, or its folder's, is not UTF-8. Rename it.", documents.shown(str(path))
+                "%s was not read: its name, or its folder's, is not UTF-8 or holds a control character. Rename it.",
+                documents.shown(str(path)),
             )
 
     def _rename(self, changed: list[str], gone: dict[str, File], found: dict[str, os.stat_result]) -> list[str]:
@@ -455,7 +456,7 @@ def _is_text(name: str) -> bool:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return not any(character < " " or character == "\x7f" for character in name)
 
 
 def _state_of(status: os.stat_result) -> tuple[int, int]:

@@ -10,9 +10,8 @@ import asyncio
 import base64
 import logging
 import time
-import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -37,28 +36,21 @@ from rag.words import LANGUAGES, say, told, translated
 
 log = logging.getLogger("smallfirst")
 
+BASE64_CHARS: Final = 4
+"""The least that says a byte."""
 BEAT_S = 10.0
 """A stream in which nothing came for so long says what is being done, so that nobody takes it for dead."""
-# With one of these our own answer begins to a question to which there is none in the documents.
+# With one of these our own words begin where a turn ends without a model's.
 SILENT: Final = tuple(
     told(sentence, language).partition("…")[0]
-    for sentence in (say("turn.not_found_no_word"), say("turn.not_found", places="…"))
+    for sentence in (
+        say("turn.not_found_no_word"),
+        say("turn.not_found", places="…"),
+        say("turn.only_outline", name="…", outline=""),
+        say("turn.only_begins", name="…", text=""),
+    )
     for language in LANGUAGES
 )
-
-
-class Numbered(ApiRoute):
-    """A route whose every answer has a number by which it can be told from others."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
-
-        async def numbered(request: Request) -> Response:
-            response = await answer(request)
-            response.headers["x-request-id"] = f"req_{uuid.uuid4().hex}"
-            return response
-
-        return numbered
 
 
 class Places:
@@ -79,7 +71,7 @@ class Places:
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", route_class=Numbered)
+    routes = APIRouter(prefix="/v1", route_class=ApiRoute)
     places = Places(service.settings.api_turns)
 
     @routes.get("/models", response_model=completions.Models, responses=declared(401, 429))
@@ -121,6 +113,11 @@ def _is_json(request: Request) -> None:
         )
 
 
+def _is_refusal(text: str) -> bool:
+    """Were these our own words? Where a stream's text could not be unsaid, they follow it after an empty line."""
+    return any(part.startswith(SILENT) for part in text.split("\n\n"))
+
+
 class Asked:
     """A request on its way through one turn. Its session lasts as long as the turn."""
 
@@ -142,10 +139,12 @@ class Asked:
                 asked = message.text
             elif asked is not None:
                 text = message.text
-                self.session.remember(Exchange("", asked, asked, text, refused=text.startswith(SILENT)))
+                self.session.remember(Exchange("", asked, asked, text, refused=_is_refusal(text)))
                 asked = None
         self._conversation = wanted.conversation_name
         self._ids: list[str] = []
+        self._kept: dict[str, str] = {}
+        """By name, the id of each uploaded file that is attached."""
         self._inline: dict[str, tuple[str, str]] = {}
         """By name, the place in the request and the base64; of two with one name the later counts."""
         for place, file in completions.file_parts(wanted):
@@ -154,7 +153,7 @@ class Asked:
         if len(self._inline) > most:
             raise ApiError(400, f"messages: At most {most} files go with one request.", param="messages")
         instructed = any(message.role in ("system", "developer") for message in wanted.messages)
-        self.notes = [completions.NOT_USED] if instructed else []
+        self.notes = [say("turn.note_system_unused")] if instructed else []
 
     def _take(self, place: str, file: FileData) -> None:
         if (file.file_id is None) == (file.file_data is None):
@@ -172,9 +171,11 @@ class Asked:
             head, comma, data = data.partition(",")
             if not comma or not head.endswith(";base64"):
                 raise ApiError(400, f"{place}.file_data: This data URL is not in base64.", param=f"{place}.file_data")
+        data = "".join(data.split())  # mail breaks it into lines
         try:
             self._files.check_name(name)
-            self._files.check_size(name, len(data) * 3 // 4 - data[-2:].count("="))
+            if not data or len(data) >= BASE64_CHARS:  # what is shorter is no base64, and not nothing
+                self._files.check_size(name, len(data) * 3 // 4 - data[-2:].count("="))
         except ApiError as error:
             raise ApiError(error.status, str(error), param=place) from None
         self._inline.pop(name, None)  # the newest comes last
@@ -184,8 +185,8 @@ class Asked:
         """The turn's, after those of reading what comes with the request. Closing it ends the work. Raises ApiError."""
         session, service = self.session, self._service
         try:
-            if self._ids or self._conversation is not None:
-                await self._files.attach(self._visitor.owner, session, ids=self._ids, conversation=self._conversation)
+            owner, conversation = self._visitor.owner, self._conversation
+            self._kept = await self._files.attach(owner, session, ids=self._ids, conversation=conversation)
             for name, (place, data) in self._inline.items():
                 yield Phase("read", say("chat.reading", name=shown(name)))
                 await self._read(name, place, data)
@@ -197,7 +198,7 @@ class Asked:
                 async for event in events:
                     if isinstance(event, cascade.Answered):
                         # Our own words are in the caller's language; a model's are what they are.
-                        event = cascade.Answered(replace(event.turn, answer=self.say(event.turn.answer)))
+                        event = cascade.Answered(replace(event.turn, answer=self.spoken(event.turn.answer)))
                     yield event
         finally:
             session.attachments.close()
@@ -207,7 +208,7 @@ class Asked:
 
         def add() -> None:
             try:
-                read = base64.b64decode("".join(data.split()), validate=True)
+                read = base64.b64decode(data, validate=True)
             except ValueError:
                 why = f"{place}.file_data: This is not base64."
                 raise ApiError(400, why, param=f"{place}.file_data") from None
@@ -223,20 +224,16 @@ class Asked:
         attachments, passage = self.session.attachments, citation.passage
         source = passage.source
         if source not in attachments.sources or passage not in attachments.opening(source):
-            return f"{self._base}{documents.address(passage)}"
-        id = None
-        if source not in self._inline:
-            with suppress(ApiError):  # it was deleted meanwhile
-                id = self._files.id_of(self._visitor.owner, source, ids=self._ids, conversation=self._conversation)
-        if id is None:
-            return f"attachment:{quote(source, errors='surrogateescape')}"
-        return f"{self._base}{self._visitor.link(f'/v1/files/{id}/content')}"
+            return f"{self._base}{documents.address(passage, self._visitor)}"
+        if source in self._inline:
+            return f"attachment:{quote(source)}"
+        return f"{self._base}{self._visitor.link(f'/v1/files/{self._kept[source]}/content')}"
 
     def told(self, turn: Turn) -> dict[str, Any]:
         dictionary = completions.told(turn, self.url_of, drafts=self.wanted.drafts, notes=self.notes)
         return translated(dictionary, self._visitor.language)  # type: ignore[no-any-return]
 
-    def say(self, text: str) -> str:
+    def spoken(self, text: str) -> str:
         """In the language that the client asked for, as far as it has words in that."""
         return told(text, self._visitor.language)
 
@@ -364,13 +361,14 @@ class _Stream:
             case cascade.Retracted(leg=leg) if leg == self._stands:
                 if self._wording.sent:
                     self._stands = None  # the answer follows whole
+                self._wording.marks.rest()  # what was held back was only thought, too
             case cascade.Retracted(leg=leg) if drafts:
                 await self._aside({"retracted": {"leg": leg}})
             case cascade.Escalating(reason=reason, leg=leg):
                 # Who takes over is not judged; but after half an answer no other one can begin.
                 self._stands = None if self._wording.sent else leg
                 if drafts:
-                    await self._aside({"escalating": {"leg": leg, "reason": self._asked.say(reason)}})
+                    await self._aside({"escalating": {"leg": leg, "reason": self._asked.spoken(reason)}})
             case cascade.Failed(error=error):
                 raise error
             case cascade.Answered(turn=turn):

@@ -4,6 +4,7 @@ Knows which of our errors is which of theirs; knows no route. `ApiRoute` is the 
 an answer, whoever's application the route is part of.
 """
 
+import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -94,10 +95,16 @@ class ApiError(Exception):
 
 
 class ApiRoute(APIRoute):
-    """A route whose errors are told as OpenAI's are."""
+    """A route whose errors are told as OpenAI's are, and whose every answer has a number by which it can be told from
+    others."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
+
+        async def numbered(request: Request) -> Response:
+            response = await answered(request)
+            response.headers["x-request-id"] = f"req_{uuid.uuid4().hex}"
+            return response
 
         async def answered(request: Request) -> Response:
             try:
@@ -111,4 +118,4 @@ class ApiRoute(APIRoute):
             except HTTPException as error:
                 return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
-        return answered
+        return numbered

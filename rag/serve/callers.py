@@ -16,10 +16,10 @@ import math
 import re
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rag.errors import UserError
 from rag.hosts import is_loopback
 from rag.serve.api_errors import ApiError
+from rag.serve.secret import secret
 from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
 from rag.settings import Settings
 from rag.words import language_of
@@ -41,32 +42,43 @@ MINUTE_S: Final = 60.0
 
 
 class Keys:
-    """The keys of settings."""
+    """The keys of settings. A UserError if there are some, and the secret that links are signed with cannot be kept."""
 
-    def __init__(self, keys: Sequence[SecretStr]) -> None:
-        self._digests = [_digest(key.get_secret_value()) for key in keys]
+    def __init__(self, settings: Settings) -> None:
+        self._digests = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
+        # Without it, whoever has a link could try which key it was signed for, as fast as a machine counts.
+        self._secret = bytes.fromhex(secret(settings.data_dir)) if self._digests else b""
         # Behind one address there may be several programs with a former key, but not so many.
         self._of_addresses = Tries(free=20, longest_s=60)
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def visitor(self, connection: HTTPConnection) -> Visitor | None:
-        """Whose key or signature it carries; None where it carries none, or an unknown one."""
+    def of_key(self, connection: HTTPConnection) -> Visitor | None:
+        """Whose key it carries; None where it carries none, or an unknown one."""
+        bearer = _bearer(connection)
+        if bearer is None:
+            return None
+        digest = hashlib.sha256(bearer.encode("latin-1")).digest()  # as its bytes came
+        # Every one is looked at: how long it takes says nothing of which it was.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return self._holder(digest, connection) if any(matches) else None
+
+    def of_link(self, connection: HTTPConnection) -> Visitor | None:
+        """For whom the address that is asked for was signed; None where it was not, or there is a key to be judged by."""
+        signed = None if _bearer(connection) is not None else _signed(connection)
+        if signed is None:
+            return None
+        path, signature = signed
+        holders = [self._holder(digest, connection) for digest in self._digests]
+        matches = [hmac.compare_digest(signature, str(one.signature(path)).encode()) for one in holders]
+        return next((replace(one, by_link=True) for one, match in zip(holders, matches, strict=True) if match), None)
+
+    def _holder(self, digest: bytes, connection: HTTPConnection) -> Visitor:
+        of_links = hmac.new(self._secret, b"links " + digest, hashlib.sha256).digest()
         address = network(connection.client.host) if connection.client else ""
         language = language_of(connection.headers.get("accept-language", ""))
-        known = [_holder(digest, address, language) for digest in self._digests]
-        # Every one is looked at: how long it takes says nothing of which it was.
-        scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and bearer.strip():
-            digest = hashlib.sha256(bearer.strip().encode("latin-1")).digest()  # as its bytes came
-            matches = [hmac.compare_digest(digest, one) for one in self._digests]
-        elif signature := _signature(connection):
-            path, given = signature
-            matches = [hmac.compare_digest(given, (one.signature(path) or "").encode()) for one in known]
-        else:
-            return None
-        return next((visitor for visitor, match in zip(known, matches, strict=True) if match), None)
+        return Visitor(digest.hex()[:12], address, language, by_key=True, secret=of_links)
 
     def refusal(self, connection: HTTPConnection) -> ApiError:
         """For who is nobody: 401; 429 for a while, from where too many unknown keys came. Who has a key is not held up."""
@@ -78,7 +90,7 @@ class Keys:
         if connection.headers.get("authorization"):
             self._of_addresses.failed(address)
             why = "This API key is not one of RAG_API_KEYS."
-        elif _signature(connection):
+        elif _signed(connection):
             why = "This link is not whole, or the API key that it was made for is no longer one of RAG_API_KEYS."
         else:
             why = "No API key was sent."
@@ -86,23 +98,19 @@ class Keys:
         return ApiError(401, f"{why} {mend}", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _bearer(connection: HTTPConnection) -> str | None:
+    scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+    return bearer.strip() or None if scheme.lower() == "bearer" else None
 
 
-def _holder(digest: bytes, address: str, language: str) -> Visitor:
-    secret = hmac.new(digest, b"links", hashlib.sha256).digest()
-    return Visitor(digest.hex()[:12], address, language, by_key=True, secret=secret)
-
-
-def _signature(connection: HTTPConnection) -> tuple[str, bytes] | None:
-    """The address that is asked for, and what its query gives as its signature."""
+def _signed(connection: HTTPConnection) -> tuple[str, bytes] | None:
+    """The path that is asked for and the signature in its query; None where there is none, or none counts."""
     scope = connection.scope
     path = scope["path"].removeprefix(scope.get("root_path", ""))
-    given = connection.query_params.get("signature")
-    if not given or scope.get("method") not in ("GET", "HEAD") or not LINKED.fullmatch(path):
+    signature = connection.query_params.get("signature")
+    if not signature or scope.get("method") not in ("GET", "HEAD") or not LINKED.fullmatch(path):
         return None
-    return path, given.encode("utf-8", "replace")
+    return path, signature.encode("utf-8", "replace")
 
 
 def check(settings: Settings, host: str) -> None:
@@ -127,7 +135,7 @@ class KeyDoor:
             return
         connection = HTTPConnection(scope)
         answer: Response | None = None
-        visitor = self.keys.visitor(connection)
+        visitor = self.keys.of_key(connection) or self.keys.of_link(connection)
         if visitor is None and self.keys and KEYED.fullmatch(scope["path"]):
             answer = self.keys.refusal(connection).response()
         address = network(connection.client.host) if connection.client else ""
@@ -151,7 +159,9 @@ class Allowance:
         if scope["type"] != "http" or not self.a_minute or not KEYED.fullmatch(path) or UNCOUNTED.fullmatch(path):
             await self.app(scope, receive, send)
             return
-        wait_s = self.wait_s(VISITOR.get().owner)
+        visitor = VISITOR.get()
+        # Whoever has a link takes nothing of its owner's allowance.
+        wait_s = self.wait_s(f"link {visitor.address}" if visitor.by_link else visitor.owner)
         if wait_s <= 0:
             await self.app(scope, receive, send)
             return

@@ -25,9 +25,6 @@ from rag.words import Said, say
 
 MODELS: Final[dict[str, Mode]] = {f"smallfirst-{mode}": mode for mode in MODES}
 FINGERPRINT: Final = f"smallfirst-{__version__}"
-NOT_USED: Final = (
-    "The system message of the request was not used: answers come from the documents, under instructions of our own."
-)
 
 _MARKER = re.compile(r"\[(\d+)\]")
 
@@ -470,11 +467,12 @@ def told(turn: Turn, url_of: Callable[[Citation], str], *, drafts: bool, notes: 
     dictionary["notes"] += notes
     dictionary["citations"] = [{**citation.to_dict(), "url": url_of(citation)} for citation in turn.citations]
     if not drafts:
+        stands = None if turn.refused or not turn.drafts else len(turn.drafts) - 1
         signals = turn.verdict.signals if turn.verdict is not None else None
-        if signals is not None and (fact := signals.absent_fact) is not None and fact not in turn.answer:
+        judged_stands = stands is not None and turn.drafts[stands].leg == "slm"
+        if not judged_stands and signals is not None and (fact := signals.absent_fact) is not None:
             for key in ("verdict", "notes"):
                 dictionary[key] = _without(fact, dictionary[key])
-        stands = None if turn.refused or not turn.drafts else len(turn.drafts) - 1
         for number, draft in enumerate(dictionary["drafts"]):
             if number != stands:
                 draft["text"] = None

@@ -22,8 +22,8 @@ from rag.corpus.library import Library
 from rag.corpus.pages import is_pdf
 from rag.serve.api_errors import ApiError, ApiRoute, declared
 from rag.serve.media import FILE_POLICY, MEDIA_TYPES
-from rag.serve.visitors import VISITOR
-from rag.words import say
+from rag.serve.visitors import VISITOR, Visitor
+from rag.words import say, told
 
 # The browser's own viewer is a page around the document, with styles and a plug-in; nothing else may be in it.
 PDF_POLICY: Final = "default-src 'none'; object-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -51,10 +51,10 @@ def shared(library: Library, source: str) -> tuple[Ingest, Path] | None:
     return (report, path) if path.is_relative_to(root) else None
 
 
-def address(passage: Passage) -> str:
-    """Where a passage of a document of the folder is read, below this server's name: as whoever asks just now may."""
+def address(passage: Passage, visitor: Visitor) -> str:
+    """Where that visitor's browser reads the document of a passage of the folder, below this server's name."""
     page = "" if passage.page is None else f"#page={passage.page}"
-    return f"{VISITOR.get().link(f'/v1/documents/{passage.source}')}{page}"
+    return f"{visitor.link(f'/v1/documents/{passage.source}')}{page}"
 
 
 def version(file: Path | bytes, source: str) -> tuple[Hashable, bool] | None:
@@ -100,6 +100,7 @@ def router(library: Library) -> APIRouter:
     """`GET /v1/documents/{source}`: so that what a citation names has an address."""
     routes = APIRouter(route_class=ApiRoute)
 
+    @routes.head("/v1/documents/{source:path}", include_in_schema=False)
     @routes.get(
         "/v1/documents/{source:path}", tags=["documents"], response_class=Response,
         responses={**SENT, **declared(400, 401, 404, 413, 429)},
@@ -108,7 +109,8 @@ def router(library: Library) -> APIRouter:
         """A document of the shared folder, by the name under which citations name it."""
         found = await asyncio.to_thread(_found, library, source)
         if found is None:
-            raise ApiError(404, say("documents.unknown", name=shown(source)), param="source")
+            why = told(say("documents.unknown", name=shown(source)), VISITOR.get().language)
+            raise ApiError(404, why, param="source")
         path, pdf = found
         return served(path, source, pdf=pdf, texts_inline=True)
 

@@ -125,19 +125,17 @@ class Files:
 
     async def attach(
         self, owner: str, session: Session, *, ids: Sequence[str] = (), conversation: str | None = None
-    ) -> None:
+    ) -> dict[str, str]:
         """Let a session's answers come from a conversation's files, and from those of the ids, without reading them anew.
 
-        Of two of one name, the newest stands for it, but one that is named by its id goes before. Raises ApiError (404).
+        Of two of one name, the newest stands for it, but one that is named by its id goes before. Returns the id of each
+        by its name. Raises ApiError: 404, or 400 for more files than anybody can have here.
         """
-        if ids or conversation:
-            await asyncio.to_thread(self._attach, owner, session, ids, conversation)
-
-    def id_of(self, owner: str, source: str, *, ids: Sequence[str] = (), conversation: str | None = None) -> str | None:
-        """The file that `attach` let stand for that name, for a citation's address; None where there is none."""
-        with self._disk():
-            file = self._meant(owner, ids, conversation).get(source)
-        return None if file is None else file.id
+        ids = list(dict.fromkeys(ids))
+        if len(ids) > self.settings.api_files:
+            most = f"at most {self.settings.api_files:,} files (RAG_API_FILES)"
+            raise ApiError(400, f"messages: One request can name {most}.", param="messages")
+        return await asyncio.to_thread(self._attach, owner, session, ids, conversation) if ids or conversation else {}
 
     def check_name(self, filename: str) -> None:
         """Raises ApiError (400) for a name that cannot be kept, or that tells of a kind that cannot be read."""
@@ -169,16 +167,18 @@ class Files:
         finally:
             self._readers.put_nowait(reader)
 
-    def _attach(self, owner: str, session: Session, ids: Sequence[str], conversation: str | None) -> None:
-        attached = []
+    def _attach(self, owner: str, session: Session, ids: Sequence[str], conversation: str | None) -> dict[str, str]:
+        attached, ids_of = [], {}
         with self._disk():
             for file in self._meant(owner, ids, conversation).values():
                 passages = self.store.passages(owner, file)
                 if passages is not None:
                     attached.append((file.report, passages))
+                    ids_of[file.report.source] = file.id
                 elif file.id in ids:  # it went a moment ago
                     raise _unknown(file.id)
         session.attachments.restore_all(attached)
+        return ids_of
 
     def _meant(self, owner: str, ids: Sequence[str], conversation: str | None) -> dict[str, File]:
         """By name; blocks."""
@@ -359,6 +359,7 @@ def router(files: Files) -> APIRouter:
         await files.remove(VISITOR.get().owner, file_id)
         return FileDeleted(id=file_id)
 
+    @routes.head("/{file_id}/content", include_in_schema=False)
     @routes.get("/{file_id}/content", response_class=Response, responses={**documents.SENT, **WRONG})
     async def content(file_id: str) -> Response:
         """The bytes as they were uploaded."""

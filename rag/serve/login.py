@@ -12,8 +12,8 @@
 
 `install` is called once, before `harden`, so that the Door stands behind the Gate: Host, Origin and ids have been judged.
 The Door asks who it is, and gives Chainlit its cookie for nobody else. Programs with an API key (rag/serve/callers.py) come
-as far as the API. Where nobody is signed in, there are only the
-page that asks for the password and what it is made of; everything else, our own routes too, is behind it.
+as far as the API. Where nobody is signed in, there are only the page that asks for the password and what it is made of;
+everything else, our own routes too, is behind it.
 
 What belongs to whom among those who are signed in is not decided here.
 """
@@ -22,14 +22,11 @@ import asyncio
 import math
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -41,13 +38,12 @@ from rag.errors import UserError
 from rag.hosts import host_name, is_address, is_loopback
 from rag.serve.api_errors import ApiError
 from rag.serve.callers import KEYED, Keys
-from rag.serve.users import Users, canonical, replace
+from rag.serve.secret import secret
+from rag.serve.users import Users, canonical
 from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
 from rag.settings import Settings
 from rag.words import Said, language_of, say, told
 
-SECRET_FILE: Final = "secret"
-SECRET_BYTES: Final = 32
 LONGEST_HEADER: Final = 256
 
 # The page that asks for the password, its texts and pictures. None of it says anything of documents or people.
@@ -100,7 +96,7 @@ def install(settings: Settings, app: Starlette) -> None:
         app.add_middleware(
             Door,
             login=login,
-            keys=Keys(settings.api_keys),
+            keys=Keys(settings),
             cookie=cookie_name(),
             root_path=config.run.root_path.rstrip("/"),
         )
@@ -123,22 +119,6 @@ def check(settings: Settings, host: str) -> None:
             f"RAG_LOGIN_HEADER has the value {settings.login_header!r}: a header's name is letters, digits and -."
             " Change it or remove it."
         )
-
-
-def secret(folder: Path) -> str:
-    """What cookies are signed with. Kept, so that a restart signs nobody out."""
-    path = folder / SECRET_FILE
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(folder / f"{SECRET_FILE}.lock", mode=0o600):
-            if not path.exists():
-                replace(path, secrets.token_bytes(SECRET_BYTES))
-        kept = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be made or read ({error.strerror}). Check RAG_DATA_DIR.") from None
-    if len(kept) != SECRET_BYTES:
-        raise UserError(f"{path} is damaged. Delete it; whoever was signed in signs in again.")
-    return kept.hex()
 
 
 def set_cookie_name(port: int) -> None:
@@ -270,11 +250,14 @@ class Door:
         who = self.login.who(connection, self.cookie)
         unasked = self.login.how == "auto" and bool(self.keys)  # who is let in unasked has not signed in
         keyed = scope["type"] == "http" and KEYED.fullmatch(scope["path"].removeprefix(self.root_path))
-        if keyed and (unasked or not isinstance(who, Pass)):
-            program = self.keys.visitor(connection)
-            if program is None and self.keys:
-                await self.keys.refusal(connection).response()(scope, receive, send)
-                return
+        if keyed:
+            # An address that was signed for somebody is theirs, whoever opens it.
+            program = self.keys.of_link(connection)
+            if program is None and (unasked or not isinstance(who, Pass)):
+                program = self.keys.of_key(connection)
+                if program is None and self.keys:
+                    await self.keys.refusal(connection).response()(scope, receive, send)
+                    return
             if program is not None:
                 VISITOR.set(program)
                 await self.app({**scope, "headers": carrying(scope["headers"], self.cookie, None)}, receive, send)

@@ -85,9 +85,13 @@ def application(service: Service, listen: str) -> FastAPI:
         """FastAPI's, without the answer that it gives to what does not fit: ours is a 400, in OpenAI's shape."""
         if app.openapi_schema is None:
             made = FastAPI.openapi(app)
-            for operations in made["paths"].values():
+            for path, operations in made["paths"].items():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)
+                    if settings.api_keys and callers.KEYED.fullmatch(path):
+                        operation["security"] = [{"key": []}]
+            if settings.api_keys:
+                made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for unused in ("HTTPValidationError", "ValidationError"):
                 made.get("components", {}).get("schemas", {}).pop(unused, None)
             app.openapi_schema = made
@@ -102,7 +106,7 @@ def application(service: Service, listen: str) -> FastAPI:
     origins = [origin.rstrip("/") for origin in settings.allowed_origins]
     # The last one added stands outermost.
     app.add_middleware(callers.Allowance, a_minute=settings.api_rate)
-    app.add_middleware(callers.KeyDoor, keys=callers.Keys(settings.api_keys))
+    app.add_middleware(callers.KeyDoor, keys=callers.Keys(settings))
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"],

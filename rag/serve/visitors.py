@@ -30,6 +30,8 @@ class Visitor:
     language: str
     by_key: bool = False
     """A program with an API key; `name` tells its key from others, and is no part of it."""
+    by_link: bool = False
+    """Somebody who opens an address that was signed for that program."""
     secret: bytes = field(default=b"", repr=False)
     """With which its links are signed. Nobody but a program needs that: a browser sends cookies with a link, but no key."""
 
@@ -41,13 +43,13 @@ class Visitor:
     def link(self, path: str) -> str:
         """The address of that path, quoted, as a browser opens it that has no key."""
         signature = self.signature(path)
-        return f"{quote(path, errors='surrogateescape')}{f'?signature={signature}' if signature else ''}"
+        return f"{quote(path)}{f'?signature={signature}' if signature else ''}"
 
     def signature(self, path: str) -> str | None:
         """What lets whoever has it read that one address in this visitor's name; None where nothing needs it."""
         if not self.secret:
             return None
-        return hmac.new(self.secret, path.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
+        return hmac.new(self.secret, path.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 VISITOR: Final[ContextVar[Visitor]] = ContextVar("visitor")

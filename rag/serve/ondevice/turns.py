@@ -180,7 +180,7 @@ class _Source:
     def told(self, one: Hit | Citation) -> dict[str, Any]:
         """A hit or a citation with its address, below the server's own; None for the page's own text."""
         pasted = one.passage.id in self.pasted
-        return {**one.to_dict(), "address": None if pasted else address(one.passage).removeprefix("/")}
+        return {**one.to_dict(), "address": None if pasted else address(one.passage, VISITOR.get()).removeprefix("/")}
 
 
 class _Nothing(Library):

@@ -125,6 +125,13 @@ def loaded(browser: Browser, server: Serving) -> Iterator[tuple[Visit, Page]]:
         yield visit, page
 
 
+SPEED = r"[\d.]+ tokens/s"
+SPANS = re.compile(
+    rf"Browser: loaded before [^;]+, until the first token [^;]+, writing [^;]+, {SPEED}; "
+    rf"SLM: until the first token [^;]+, writing [^;]+, {SPEED}; LLM: "
+)
+
+
 def ask(page: Page, *engines: str, question: str = QUESTION) -> Locator:
     """Ask these, and wait until all has been said; the newest exchange."""
     for engine in ("browser", "slm", "llm"):
@@ -162,7 +169,7 @@ def test_the_first_visit_fetches_the_weights_and_says_how_far_it_is(loaded: tupl
         "The graphics card was not asked, as chosen.", "One thread, as chosen.",
     ]  # fmt: skip
     expect(page.locator("#times-server")).to_have_text("From the server, now")
-    assert re.search(r"Weights\s[\d.]+ m?s\s–", page.locator("#times").inner_text())
+    assert re.search(r"Weights fetched or opened\s[\d.]+ m?s\s–", page.locator("#times").inner_text())
 
 
 def test_three_models_answer_side_by_side_with_times_and_verdicts(loaded: tuple[Visit, Page]) -> None:
@@ -177,7 +184,10 @@ def test_three_models_answer_side_by_side_with_times_and_verdicts(loaded: tuple[
         expect(column(exchange, engine).locator(".figures")).to_contain_text(
             re.compile(r"[\d.]+ tokens/s · \d+ tokens")
         )
-    expect(column(exchange, "browser").locator(".figures")).to_contain_text("load")
+    # The question did not wait for the model, which was there: that is no part of its time.
+    expect(column(exchange, "browser").locator(".figures")).to_contain_text(
+        re.compile(r"^loaded before, in [\d.]+ m?s · ")
+    )
     expect(column(exchange, "browser").locator(".verdict")).to_contain_text("how sure the model was")
     assert column(exchange, "browser").inner_text().count("cut off at its longest allowed length") <= 1
     page.set_viewport_size({"width": 1000, "height": 900})
@@ -185,11 +195,51 @@ def test_three_models_answer_side_by_side_with_times_and_verdicts(loaded: tuple[
     assert len(set(tops)) == 1, "side by side"
     page.set_viewport_size({"width": 1100, "height": 900})
     picture = exchange.locator("svg.bars")
-    expect(picture).to_have_attribute("aria-label", re.compile(r"Browser: load .+ writing .+; SLM: .+; LLM: "))
+    expect(picture).to_have_attribute("aria-label", SPANS)
     assert picture.locator("rect:not(.track)").count() >= 6
+    assert all(re.fullmatch(SPEED, speed) for speed in picture.locator(".speed").all_text_contents()[:2])
     exchange.locator(".passages summary").click()
     expect(exchange.locator(".passages li").first).to_contain_text("your reference text")
     assert faults(page) == []
+
+
+def test_a_question_that_waits_for_the_model_says_so_and_can_be_taken_back(fresh: Visit) -> None:
+    page = fresh.open()
+    page.locator("#question").fill("What does BM25 stand for?")
+    page.locator("#question").press("Enter")
+    browsers = column(page.locator(".exchange"), "browser")
+    expect(browsers.locator(".state")).to_contain_text(re.compile("Fetching from the server|Starting"))
+    expect(page.locator("svg.bars rect.load")).to_have_count(1)
+    page.locator("#question").fill("And who developed it?")
+    page.locator("#question").press("Enter")
+    expect(page.locator("#complaint")).to_have_text("The question before is still being answered. Wait, or press Stop.")
+    assert page.locator(".exchange").count() == 1
+    page.locator("#question").fill("")
+    page.locator("#stop").click()
+    expect(browsers.locator(".state")).to_have_text("Stopped.")
+    expect(page.locator("#question")).to_have_value("What does BM25 stand for?")  # nothing came of it
+    expect(page.locator("#complaint")).to_be_hidden()
+    label = page.locator("svg.bars").get_attribute("aria-label") or ""
+    assert "load" in label
+    assert "first token" not in label, "none came"
+
+
+def test_a_question_that_is_too_long_is_not_asked(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    before = page.locator(".exchange").count()
+    page.locator("#question").fill("x" * 20_001)
+    page.locator("#ask").click()
+    expect(page.locator("#complaint")).to_contain_text(
+        "The question has 20,001 characters; at most 20,000 can be asked"
+    )
+    assert (page.locator(".exchange").count(), len(page.locator("#question").input_value())) == (before, 20_001)
+    # One that the models have no room for is told by them, and stays to be shortened.
+    exchange = ask(page, "browser", "slm", question="long words " * 900)
+    for engine in ("browser", "slm"):
+        expect(column(exchange, engine).locator(".failure")).to_contain_text("The question is too long")
+    assert page.locator("#question").input_value().startswith("long words")
+    assert exchange.locator("h3").evaluate("(one) => one.getBoundingClientRect().height") < 250
+    page.locator("#question").fill("")
 
 
 def test_a_citation_leads_to_the_document_here(loaded: tuple[Visit, Page]) -> None:
@@ -262,7 +312,7 @@ def test_the_second_visit_fetches_no_weights_and_shows_both_times(loaded: tuple[
     expect(page.locator("body")).to_have_attribute("data-model", "ready")
     assert len(visit.weights) == 1
     expect(page.locator("#times-storage")).to_have_text("From storage, now")
-    assert re.search(r"Weights\s[\d.]+ m?s\s[\d.]+ m?s", page.locator("#times").inner_text())
+    assert re.search(r"Weights fetched or opened\s[\d.]+ m?s\s[\d.]+ m?s", page.locator("#times").inner_text())
     page.close()
 
 
@@ -453,7 +503,7 @@ def test_a_fetch_can_be_cancelled_and_begun_again(visit: Visit) -> None:
     page.wait_for_function("() => window.writing")
     page.get_by_role("button", name="Cancel").click()
     page.evaluate("() => window.openGate()")
-    page.wait_for_function(f"async () => {{ for await (const _ of {WEIGHTS}.keys()) return false; return true; }}")
+    expect(page.locator("#forget")).to_be_visible()  # what had come by then
     expect(page.locator("#model-state")).to_contain_text("Not started.")
     expect(page.locator("body")).to_have_attribute("data-model", "idle")
     expect(page.locator("#start")).to_have_text("Start")

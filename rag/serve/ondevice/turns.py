@@ -154,6 +154,7 @@ def wording(settings: Settings) -> dict[str, Any]:
         "examples_from_tokens": prompt.EXAMPLES_FROM_TOKENS,
         "max_tokens": settings.slm_max_tokens,
         "passage_chars": settings.passage_chars,
+        "question_chars": TEXT_CHARS,
         "reference_chars": REFERENCE_CHARS,
         "reference_name": REFERENCE,
     }

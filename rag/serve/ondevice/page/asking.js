@@ -4,7 +4,6 @@
 // is found and how an answer is judged is the server's, and where that is not there, it is said and the browser goes on.
 
 import { Fault, Stopped } from "./faults.js";
-import { key } from "./kept.js";
 import { Gone, Refusal, ask, askJson, events } from "./server.js";
 import { t } from "./texts.js";
 import * as wording from "./wording.js";
@@ -33,7 +32,7 @@ async function prompted(question, options, column, signal) {
     why = error;
   }
   if (!reference.trim() || !opening) throw why instanceof Gone ? new Fault("ondevice.fail_gone_nothing") : why;
-  const note = why instanceof Gone ? "ondevice.note_gone" : why.of_key && !key() ? "ondevice.note_key" : "ondevice.note_refused";
+  const note = why instanceof Gone ? "ondevice.note_gone" : why.of_key ? "ondevice.note_key" : "ondevice.note_refused";
   column.note(t(note, { detail: why.message.replace(/[.。]$/, "") }));
   if (options.history.length) column.note(t("ondevice.note_alone"));
   const evidence = wording.nearest(question, reference, opening.passage_chars);
@@ -62,6 +61,11 @@ export async function inBrowser(question, options, column, { signal, found }) {
   const { engine, run, max_tokens } = options;
   const written = await engine.ask(prompt.messages, { max_tokens, signal, on, run });
   column.end();
+  // A model that counts no more is damaged, or this browser's GPU is: its words mean nothing.
+  if (!written.tokens.every((token) => Number.isFinite(token.logprob))) {
+    column.forget();
+    throw new Fault((await options.examine()) ? "ondevice.fail_no_numbers" : "ondevice.fail_damaged");
+  }
   const tokens = written.tokens.length;
   column.tell({ tokens, rate: written.rate, read: written.read_tokens, kept: written.kept_tokens });
   if (!written.text.trim()) {
@@ -165,7 +169,7 @@ export async function onServer(engine, question, options, column, { signal }) {
     return turn.answer;
   }
   const load = turn.trace.spans.filter((span) => span.name === "load").reduce((sum, span) => sum + span.duration_ms, 0);
-  if (load) column.loaded(load, true);
+  if (load) column.loaded(load);
   const draft = turn.drafts.findLast((one) => one.leg === engine) ?? turn.drafts.at(-1);
   const tokens = draft?.usage?.output_tokens;
   const writing = turn.trace.spans.findLast((span) => span.name === "completion")?.duration_ms;

@@ -1,7 +1,9 @@
 // One model's answer to one question: its text as it comes, what it is doing, its figures, its verdict.
 //
-// It knows how these look; whoever answers tells it. Spans are {load, wait, write} in ms, for the chart.
+// It knows how these look; whoever answers tells it. Spans are in ms, for the chart: `before`, a load that this question
+// did not wait for; `load`, `wait` for the first token and `write`; and `none`, of a question that no token came to.
 
+import { total } from "./chart.js";
 import { element, link, put } from "./nodes.js";
 import { address } from "./server.js";
 import { place, t, time } from "./texts.js";
@@ -24,10 +26,14 @@ export class Column {
     this.notes = element("div", "notes", this.place);
     this.verdict = element("div", "verdict", this.place);
     this.figures = element("p", "figures", this.place);
-    this.spans = { load: 0, wait: 0, write: 0 };
-    this.within = 0;
+    this.before = 0;
+    this.load = 0; // within the question's own time
+    this.loading = null; // since when, while it goes on
     this.answer = "";
+    this.pieces = 0;
     this.first = null;
+    this.last = null;
+    this.measured = null; // tokens/s, once they have been counted
     this.began = null;
     this.ended = null;
     this.phase("ondevice.state_waits");
@@ -39,30 +45,52 @@ export class Column {
     this.state.classList.toggle("working", this.began !== null && this.ended === null);
   }
 
+  /** The same, in words that are there already. */
+  say(text) {
+    put(this.state, text);
+  }
+
   /** From now on its time counts. */
   begin() {
     this.began = performance.now();
   }
 
-  /** A model was loaded for this question, before its time began to count, or `within` it. */
-  loaded(ms, within = false) {
-    this.spans.load = ms;
-    this.within = within ? ms : 0;
+  /** The model is loaded, and the question waits for it. */
+  loads() {
+    this.loading = performance.now();
+  }
+
+  /** The model was loaded: in so many ms of the question's time, or since `loads`. */
+  loaded(ms = performance.now() - this.loading) {
+    this.load = ms;
+    this.loading = null;
   }
 
   /** One more piece of text. */
   write(piece) {
-    this.first ??= performance.now();
+    this.last = performance.now();
+    this.first ??= this.last;
+    this.pieces += 1;
     this.answer += piece;
     this.text.append(piece);
   }
 
   /** Where its time went, until now. */
   times() {
-    if (this.began === null) return this.spans;
+    const spans = { before: this.before, load: this.load, wait: 0, write: 0, none: 0 };
+    if (this.began === null) return spans;
     const now = this.ended ?? performance.now();
-    const wait = (this.first ?? now) - this.began - this.within;
-    return { ...this.spans, wait: Math.max(0, wait), write: this.first === null ? 0 : now - this.first };
+    if (this.loading !== null) return { ...spans, load: now - this.loading };
+    const wait = Math.max(0, (this.first ?? now) - this.began - this.load);
+    if (this.first === null && this.ended !== null) return { ...spans, none: wait };
+    return { ...spans, wait, write: this.first === null ? 0 : now - this.first };
+  }
+
+  /** Tokens/s in words: as they were counted; until then, and where nobody counted, about as many as pieces came. */
+  get speed() {
+    if (this.measured !== null) return t("page.speed", { n: this.measured });
+    const seconds = (this.last - this.first) / 1000;
+    return this.pieces > 2 && seconds > 0 ? `≈ ${t("page.speed", { n: (this.pieces - 1) / seconds })}` : "";
   }
 
   get live() {
@@ -99,6 +127,12 @@ export class Column {
     }
   }
 
+  /** What was written means nothing. */
+  forget() {
+    this.stand("");
+    this.answer = "";
+  }
+
   mark(citation, parent) {
     const number = String(citation.marker);
     const pasted = citation.address === null;
@@ -131,14 +165,16 @@ export class Column {
 
   /** Its figures: {tokens, rate, read, kept}. */
   tell({ tokens, rate, read, kept }) {
+    if (rate) this.measured = rate;
     const spans = this.times();
     const told = [
+      spans.before && t("ondevice.figure_before", { time: time(spans.before) }),
       spans.load && t("ondevice.figure_load", { time: time(spans.load) }),
       this.first !== null && t("page.first_token_after", { time: time(spans.wait) }),
-      rate && t("page.speed", { n: rate }),
+      this.speed,
       tokens && t("ondevice.tokens", { count: tokens }),
       read && t(kept ? "ondevice.figure_prompt_kept" : "ondevice.figure_prompt", { count: read, kept }),
-      t("ondevice.figure_total", { time: time(spans.load + spans.wait + spans.write) }),
+      t("ondevice.figure_total", { time: time(total(spans)) }),
     ];
     put(this.figures, told.filter(Boolean).join(" · "));
   }

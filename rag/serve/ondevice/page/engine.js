@@ -76,7 +76,9 @@ export class Engine {
       if (this.log.length < LOGGED) this.log.push(words.map((word) => (typeof word === "string" ? word : "")).join(" "));
       if (words[0] === "Loading model...") this.compiled = performance.now();
     };
-    const wllama = new Wllama({ default: address }, { logger: { debug: note, log: note, warn: note, error: note } });
+    const logger = { debug: note, log: note, warn: note, error: note };
+    // A cache of its own it would make where the browser stores no files, too, and fail; it has nothing to cache.
+    const wllama = new Wllama({ default: address }, { logger, cacheManager: {} });
     wllama.setCompat(null); // never from elsewhere
     const began = performance.now();
     this.compiled = began;
@@ -95,6 +97,9 @@ export class Engine {
         START_S,
         wllama,
       );
+      // It is silent about a file that it could not read, and about a window that it could not make room for.
+      const { success, n_vocab, n_ctx } = wllama.getLoadedContextInfo();
+      if (!success || !n_vocab || !n_ctx) throw new Fault("ondevice.wrong_not_loaded", {}, "small");
     } catch (error) {
       await end(wllama);
       throw faultOf(error, true);
@@ -125,7 +130,7 @@ export class Engine {
     return { where: used ? t("ondevice.where_gpu", used) : cpu, why, gpu: used !== null, threads, way: used ? "gpu" : `threads-${threads}` };
   }
 
-  /** Read what every prompt begins with, so that no question has to wait for it. It goes on until something is asked. */
+  /** Read what every prompt begins with, until something is asked: whatever is read by then, no question waits for. */
   prepare(messages) {
     const stop = new AbortController();
     const on = { reading: () => {}, text: () => {} };
@@ -142,10 +147,9 @@ export class Engine {
   async ask(messages, { max_tokens, signal, on, run = this.run }) {
     if (this.run) this.of(run);
     if (this.preparing) {
-      // What it has read by then is part of this prompt, too.
-      const { stop, work } = this.preparing;
-      signal.addEventListener("abort", stop, { once: true });
-      await work;
+      // What it has read by then stays read, if this prompt begins so, too.
+      this.preparing.stop();
+      await this.preparing.work;
       if (signal.aborted) throw new Stopped();
       if (this.run) this.of(run);
     }
@@ -200,7 +204,7 @@ export class Engine {
         if (this.wllama === wllama) this.wllama = null;
         reject(new Fault("ondevice.wrong_hung", { time: time(seconds * 1000) }, "small"));
       }, 500);
-      give_up = this.give_up = () => reject(new Stopped());
+      give_up = this.give_up = (why) => reject(why ?? new Stopped());
     });
     try {
       return await Promise.race([work, hung]);
@@ -210,16 +214,16 @@ export class Engine {
     }
   }
 
-  /** End the model and give its memory back. */
-  async stop() {
+  /** End the model and give its memory back; a question under way is told the Fault `why`. */
+  async stop(why = null) {
     this.run = null;
-    await this.quit();
+    await this.quit(why);
   }
 
-  async quit() {
+  async quit(why = null) {
     const running = this.wllama ?? this.starting;
     this.wllama = this.starting = null;
-    this.give_up?.();
+    this.give_up?.(why);
     if (running) await end(running);
   }
 }

@@ -29,8 +29,8 @@ export function keepSettings(changed) {
   write(long, NAME, { ...settings(), ...changed });
 }
 
-/** Of one model's file, run in one way (else the last one): `server` and `storage`, each {weights_ms, compile_ms, load_ms,
- * gpu}, the newest of its kind. */
+/** Of one model's file, run in one way (else the last one): `server`, `storage` and `memory`, each {weights_ms, compile_ms,
+ * load_ms, gpu}, the newest of its kind; `weights_ms` is null where there was nothing to measure. */
 export function times(file, way) {
   const all = read(long, `${NAME}-times`);
   return all[file]?.[way ?? all[file].last] ?? {};

@@ -24,6 +24,7 @@ const panel = new Panel();
 const history = { browser: [], slm: [], llm: [] };
 let opening = kept.settings().opening ?? null;
 let stop = null;
+let columns = []; // of the question under way
 
 // --- what is chosen ---
 
@@ -37,7 +38,7 @@ function restore() {
   if (retrieve === false) the("retrieve").checked = false;
   // On one machine, models that answer at the same time take the cores from each other.
   the("order").value = order ?? (["localhost", "127.0.0.1", "[::1]"].includes(location.hostname) ? "turns" : "together");
-  if (length) the("length").value = length;
+  if ([...the("length").options].some((option) => option.value === length)) the("length").value = length;
   the("key").value = kept.key();
   noteChoice();
 }
@@ -61,12 +62,14 @@ function complain(text) {
 }
 
 async function submit() {
-  if (stop) return;
+  if (stop) return complain(t("ondevice.ask_busy"));
   const question = the("question").value.trim();
   const reference = the("reference").value;
   const engines = chosen();
   const most = opening?.reference_chars ?? Infinity;
+  const longest = opening?.question_chars ?? Infinity;
   if (!question) return complain(t("ondevice.ask_empty"));
+  if (question.length > longest) return complain(t("ondevice.ask_question_long", { count: question.length, most: longest }));
   if (!engines.length) return complain(t("ondevice.ask_no_engine"));
   if (reference.length > most) return complain(t("ondevice.ask_reference_long", { count: reference.length, most }));
   complain("");
@@ -76,10 +79,13 @@ async function submit() {
   working(true);
   try {
     const barred = await exchange(question, reference, engines, stop.signal);
-    // It will be asked again with a key.
-    if (barred.every(Boolean) && !the("question").value) the("question").value = question;
+    // It will be asked again: with a key, or because nothing came of it.
+    const again = barred.some(Boolean) || columns.every((column) => !column.answer);
+    if (again && !the("question").value) the("question").value = question;
   } finally {
     stop = null;
+    columns = [];
+    complain("");
     const free = [document.body, the("ask"), the("stop"), the("question")].includes(document.activeElement);
     working(false);
     if (free) the("question").focus({ preventScroll: true }); // whoever writes elsewhere goes on there
@@ -97,10 +103,14 @@ async function exchange(question, reference, engines, signal) {
   the("exchanges").prepend(place);
   element("h3", "", place, question);
   const picture = chart(place);
-  const columns = element("div", "columns", place);
-  const made = engines.map((engine) => new Column(engine, columns));
-  const draw = () => picture.show(made.map((one) => ({ engine: one.name, spans: one.times(), live: one.live })));
+  const beside = element("div", "columns", place);
+  const made = (columns = engines.map((engine) => new Column(engine, beside)));
+  const draw = () => {
+    picture.show(made.map((one) => ({ engine: one.name, spans: one.times(), speed: one.speed, live: one.live })));
+    for (const one of made) if (one.live && one.loading !== null) one.say(panel.doing);
+  };
   draw();
+  if (place.getBoundingClientRect().top > window.innerHeight / 2) place.scrollIntoView({ block: "nearest" });
   const drawing = setInterval(draw, DRAWN_EVERY_MS);
   const passages = element("details", "passages", place);
   passages.hidden = true;
@@ -125,16 +135,20 @@ async function answer(question, options, column, passages, signal) {
     if (signal.aborted) throw new Stopped();
     let said;
     if (engine === "browser") {
+      column.begin();
       if (!panel.engine.running) {
         column.phase("ondevice.state_loading");
+        column.loads();
         await Promise.race([started(), stopped(signal)]);
+        column.loaded();
+      } else {
+        column.before = panel.fresh_ms;
       }
+      panel.fresh_ms = 0;
       signal.throwIfAborted();
       column.model.textContent = panel.model.name;
-      column.loaded(panel.fresh_ms);
-      panel.fresh_ms = 0;
-      column.begin();
-      const more = { engine: panel.engine, run: panel.engine.run, model: panel.model.name, window: panel.window };
+      const { engine: model, window } = panel;
+      const more = { engine: model, run: model.run, examine: () => panel.examine(), model: panel.model.name, window };
       const found = (prompt) => showPassages(prompt, passages);
       said = await asking.inBrowser(question, { ...mine, ...more }, column, { signal, found });
     } else {
@@ -209,7 +223,10 @@ function showPassages({ hits, read }, parent) {
     const head = element("p", "place", item);
     if (hit.address) link(address(hit.address), "", head, place(hit));
     else element("span", "", head, t("ondevice.passages_reference"));
-    if (known.has(`${hit.source} ${hit.start}`)) element("span", "read", head, t("ondevice.passages_was_read"));
+    if (known.has(`${hit.source} ${hit.start}`)) {
+      head.append(" · ");
+      element("span", "read", head, t("ondevice.passages_was_read"));
+    }
     element("p", "quote", item, hit.text);
   }
   parent.hidden = false;
@@ -258,6 +275,7 @@ the("question").addEventListener("keydown", (event) => {
   submit();
 });
 the("stop").addEventListener("click", () => {
+  for (const column of columns) if (column.live) column.phase("ondevice.state_stopping");
   stop?.abort();
   the("stop").disabled = true;
 });

@@ -30,6 +30,9 @@ export class Panel {
     if (WAYS.includes(way)) the("way").value = way;
     the("window").value = chosen;
     if (!the("window").value) the("window").value = "2048";
+    // What is below the pointer changes with a click: the second one of a double click means nothing.
+    const second = (event) => event.detail > 1 && (event.preventDefault(), event.stopPropagation());
+    the("start").closest("section").addEventListener("click", second, { capture: true });
     the("start").addEventListener("click", () => (this.bringing ? this.cancel() : this.start().catch(() => {})));
     the("forget").addEventListener("click", () => this.forget());
     the("model").addEventListener("change", () => this.choose(the("model").value));
@@ -87,7 +90,7 @@ export class Panel {
     this.take(name);
     if (was !== this.model) kept.keepSettings({ model: this.model.name });
     const stored = this.files.has(this.model.file) || (await weights.stored(this.model));
-    the("forget").hidden = !stored;
+    this.noteStored();
     try {
       capability.check();
     } catch (fault) {
@@ -103,6 +106,8 @@ export class Panel {
   async start() {
     this.bringing?.abort();
     const mine = (this.bringing = new AbortController());
+    // Below the pointer, nothing moves.
+    the("model-state").style.minHeight = `${the("model-state").offsetHeight}px`;
     this.clear();
     put(the("start"), t("ondevice.model_cancel"));
     the("start").className = "quiet";
@@ -119,20 +124,24 @@ export class Panel {
       this.say("ondevice.model_starting");
       the("bar").removeAttribute("value");
       const began = performance.now();
-      const started = await this.engine.start(brought.file, planned, this.window);
+      let started;
+      try {
+        started = await this.engine.start(brought.file, planned, this.window);
+      } catch (error) {
+        throw await this.reason(error, model, brought.file, mine.signal);
+      }
       mine.signal.throwIfAborted();
       this.fresh_ms = performance.now() - began + brought.ms;
-      this.started = { ...started, from: brought.from };
-      if (brought.from !== "memory") {
-        const { compile_ms, load_ms, gpu, way } = started;
-        kept.keepTimes(model.file, way, brought.from, { weights_ms: brought.ms, compile_ms, load_ms, gpu });
-      }
+      this.started = { ...started, from: brought.from, model, file: brought.file };
+      const { compile_ms, load_ms, gpu, way } = started;
+      // The rest of a file is not what the whole takes.
+      const weights_ms = brought.resumed || brought.from === "memory" ? null : brought.ms;
+      kept.keepTimes(model.file, way, brought.from, { weights_ms, compile_ms, load_ms, gpu });
       this.showTimes(brought.from, started.way);
       this.mend();
       this.say("ondevice.model_ready", { name: model.name, where: started.where });
       for (const why of started.why) element("li", "", the("why"), why);
       the("why").hidden = false;
-      the("forget").hidden = !(await weights.stored(model));
     } catch (error) {
       if (error instanceof Stopped || mine.signal.aborted) throw new Stopped();
       this.fail(error);
@@ -141,12 +150,59 @@ export class Panel {
       if (this.bringing === mine) {
         this.bringing = null;
         the("progress").hidden = true;
+        the("model-state").style.minHeight = "";
         if (mine.signal.aborted && !this.engine.running) this.idle();
-        put(the("start"), t(this.engine.running ? "ondevice.model_restart" : "ondevice.model_start"));
-        the("start").className = this.engine.running ? "quiet" : "main";
+        this.noteStored();
+        this.offerStart();
         this.changed();
+        this.examine();
       }
     }
+  }
+
+  offerStart() {
+    put(the("start"), t(this.engine.running ? "ondevice.model_restart" : "ondevice.model_start"));
+    the("start").className = this.engine.running ? "quiet" : "main";
+  }
+
+  async noteStored() {
+    const any = await storage.holds();
+    the("forget").hidden = !any || !the("progress").hidden; // what is being written cannot be deleted
+  }
+
+  /** Why the engine did not start on a file: that it is damaged, or else what the engine says. */
+  async reason(error, model, file, signal) {
+    if (error instanceof Stopped || signal.aborted || error.key === "ondevice.wrong_code") return error;
+    this.say("ondevice.model_checking");
+    if ((await weights.whole(file, model)) || signal.aborted) return error;
+    return this.discard(model);
+  }
+
+  /** Throws a damaged file away. Returns the Fault that says so. */
+  discard(model) {
+    this.files.delete(model.file);
+    const thrown = weights.discard(model);
+    this.fetching = thrown;
+    return thrown;
+  }
+
+  /** Is the file of the running model whole, as far as that can be told? Where it is damaged, the model is ended, the file
+   * thrown away, and that is said, unless another start is on its way: that one asks again. A file is read only once. */
+  async examine() {
+    const { engine, started } = this;
+    const { run } = engine;
+    if (!started || (await weights.whole(started.file, started.model))) return true;
+    const over = () => !engine.running || engine.run !== run || this.bringing;
+    if (over()) return false;
+    const why = await this.discard(started.model);
+    if (over()) return false;
+    engine.stop(why);
+    this.clear();
+    this.fail(why);
+    this.noteStored();
+    this.offerStart();
+    this.changed();
+    return false;
   }
 
   cancel() {
@@ -164,14 +220,17 @@ export class Panel {
     await this.fetching; // which was given up
     signal.throwIfAborted();
     const known = this.files.get(model.file);
-    if (known && (await known.slice(0, 4).text().catch(() => "")) === "GGUF") return { file: known, from: "memory", ms: 0 };
+    const begin = await known?.slice(0, 4).text().catch(() => "");
+    if (begin === "GGUF") return { file: known, from: "memory", ms: 0, resumed: false };
     const bringing = weights.bring(model, {
       signal,
       tell: (key, { done = 0, total = 0 } = {}) => {
         if (signal.aborted) return;
         this.say(key);
+        the("forget").hidden = true;
         put(the("amount"), total ? amount(done, total) : ""); // not to be read out at each of its changes
-        the("progress").hidden = false;
+        the("progress").hidden = false; // it takes the room that was held
+        the("model-state").style.minHeight = "";
         if (total) the("bar").value = done / total;
         else the("bar").removeAttribute("value");
       },
@@ -181,6 +240,11 @@ export class Panel {
     const brought = await bringing;
     this.files.set(model.file, brought.file);
     return brought;
+  }
+
+  /** What it says that it is doing, with how much of it is done. */
+  get doing() {
+    return [the("model-state").textContent, the("progress").hidden ? "" : the("amount").textContent].filter(Boolean).join(" · ");
   }
 
   say(key, values) {
@@ -236,19 +300,24 @@ export class Panel {
 
   /** Rows of what was measured, of one way of running; `now` is where the weights came from just now. */
   showTimes(now = null, way = undefined) {
-    const { server, storage: stored } = kept.times(this.model.file, way);
-    the("times").hidden = !server && !stored;
-    // words: ondevice.times_server ondevice.times_storage ondevice.times_server_now ondevice.times_storage_now
-    for (const from of ["server", "storage"]) put(the(`times-${from}`), t(`ondevice.times_${from}${from === now ? "_now" : ""}`));
+    const found = kept.times(this.model.file, way);
+    const any = found.storage ?? found.server ?? found.memory;
+    the("times").hidden = !any;
+    the("times-memory").hidden = !found.memory;
+    const sources = found.memory ? ["server", "storage", "memory"] : ["server", "storage"];
+    // words: ondevice.times_server ondevice.times_storage ondevice.times_memory
+    // words: ondevice.times_server_now ondevice.times_storage_now ondevice.times_memory_now
+    for (const from of sources) put(the(`times-${from}`), t(`ondevice.times_${from}${from === now ? "_now" : ""}`));
     const body = the("times-body");
     body.replaceChildren();
-    const gpu = (stored ?? server)?.gpu;
+    const gpu = any?.gpu;
     // words: ondevice.times_weights ondevice.times_compile ondevice.times_load ondevice.times_load_gpu
     for (const [key, name] of [["weights", "weights_ms"], ["compile", "compile_ms"], [gpu ? "load_gpu" : "load", "load_ms"]]) {
       const row = element("tr", "", body);
       element("th", "", row, t(`ondevice.times_${key}`)).scope = "row";
-      for (const [from, one] of [["server", server], ["storage", stored]]) {
-        element("td", from === now ? "now" : "", row, one ? time(one[name]) : "–");
+      for (const from of sources) {
+        const ms = found[from]?.[name] ?? null;
+        element("td", from === now ? "now" : "", row, ms === null ? "–" : time(ms));
       }
     }
   }

@@ -49,9 +49,9 @@ function missed(error) {
   return error.name === "TimeoutError" ? new Refusal(LATE, t("ondevice.fail_late")) : new Gone();
 }
 
-/** An answer whose status is good. Raises Gone or Refusal; an abort of `signal` goes through. */
-export async function ask(path, { body, signal, patient = false, ...more } = {}) {
-  const headers = { Accept: "application/json" };
+/** An answer whose status is good; `headers` are added. Raises Gone or Refusal; an abort of `signal` goes through. */
+export async function ask(path, { body, signal, patient = false, headers: added = {}, ...more } = {}) {
+  const headers = { Accept: "application/json", ...added };
   if (body) headers["Content-Type"] = "application/json";
   if (key()) headers.Authorization = `Bearer ${carried(key())}`;
   const limits = [signal, patient ? null : AbortSignal.timeout(PATIENCE_MS)].filter(Boolean);

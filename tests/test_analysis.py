@@ -82,6 +82,8 @@ def test_stop_words_alone_leave_nothing_in_their_own_language() -> None:
         ("ko", "작은 모델이 먼저 대답하고 필요할 때 큰 모델에 묻습니다."),
         ("ar", "النموذج الصغير يجيب أولا ثم يسأل النموذج الكبير عند الحاجة إلى ذلك"),
         ("en", "Zebra"),
+        ("en", "part | oil\ngearbox | 75W-90\nengine | 5W-30\npump | 10W-40"),
+        ("en", "grade | w\ngrade | w\ngrade | w"),
         ("", "1234 5678"),
     ],
 )

@@ -117,6 +117,19 @@ async def test_silent_documents_are_said_to_be_silent_and_no_model_is_asked(
     assert "animals.md" in turn.answer
 
 
+async def test_a_single_small_table_answers_the_questions_that_it_can(tmp_path: Path, settings: Settings) -> None:
+    """Of one passage, idf tells nothing; and a unit such as W is no Polish word, so the table is not in Polish."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "oil.csv").write_text("part,oil\nengine,5W-30\ngearbox,75W-90\n")
+    library = open_library(tmp_path / "docs", tmp_path / "cache")
+    legs = ScriptedLegs(["The gearbox takes 75W-90 oil."], [])
+    turn = await turn_of(Session(library), legs, settings, mode="slm", question="Which oil does the gearbox take?")
+    assert turn.answer == "The gearbox takes 75W-90 oil. [1]"
+    turn = await turn_of(Session(library), legs, settings, question="Who sells the best gearbox in Uruguay?")
+    assert turn.model is None
+    library.close()
+
+
 async def test_each_mode_asks_its_own_model_only(session: Session, settings: Settings) -> None:
     unsure = Reply("Zebras drink somewhere near old wooden fences mostly.", logprob=-2.5)
     kept = await turn_of(session, ScriptedLegs([unsure], []), settings, mode="slm")

@@ -24,6 +24,8 @@ from rank_bm25 import BM25Okapi
 from rag.corpus import analysis
 from rag.corpus.documents import Passage
 
+FEW = 50
+"""Passages; of fewer, how rare a word is tells little."""
 K1 = 1.2
 B = 0.75
 CONTEXT_WEIGHT = 0.5
@@ -136,6 +138,11 @@ class BM25Index:
 
     def idf(self, term: str) -> float:
         return idf(self._size, sum(engine.holding(term) for engine in self._engines))
+
+    def telling(self, term: str) -> float:
+        """Its idf, as if there were `FEW` passages where there are fewer: of one passage, each word would tell a fifth of
+        what a word tells that is not in it, and two of three words would cover less than a third of a question."""
+        return idf(max(self._size, FEW), sum(engine.holding(term) for engine in self._engines))
 
     async def search(self, query: Query | str, top_k: int) -> list[Hit]:
         if not self._engines:

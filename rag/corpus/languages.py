@@ -4,10 +4,13 @@ Knows no terms and no documents. A language is told by its script and its common
 """
 
 import re
+from collections import Counter
 from functools import cache, lru_cache
 
 import Stemmer
 
+VERSION = 2
+"""Changes whenever the same text would be taken for another language: its document is read anew."""
 DEFAULT = "en"
 """The language of Latin text too short to tell; also of Latin words inside documents of another script."""
 
@@ -102,7 +105,7 @@ _COMMON = {
     "hy": "եւ և է են էր մեջ որ որը ինչ ով երբ որտեղ ինչու ինչպես այս այդ այն մի համար հետ կամ",
     "ta": "ஒரு இது அது என்று மற்றும் என்ன எங்கே எப்போது யார் ஏன் எப்படி இந்த அந்த",
 }  # fmt: skip
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"(?<!\d)[^\W\d_]+(?!\d)")  # no unit or name of a part: 75W has no Polish word
 STOP_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
 # Where an accented letter is a letter of its own, folding would join different words.
 KEEPS_MARKS = {"sv", "da", "no", "fi", "et", "tr", "hu", "vi", "lt", "ar", "fa", "hi", "ne", "ta", "yi"}
@@ -159,12 +162,15 @@ def language(text: str) -> str:
         return "ja" if counts["Kana"] * 10 > counts["Han"] else "zh"
     likeness: dict[str, float] = {}
     tellers = _tellers(script)
-    for word in _WORD.findall(text.casefold()):
-        for candidate in tellers.get(word, ()):
+    told = Counter(word for word in _WORD.findall(text.casefold()) if word in tellers)
+    for word, count in told.items():
+        for candidate in tellers[word]:
             # A word that several languages have tells less of each.
-            likeness[candidate] = likeness.get(candidate, 0) + 1 / len(tellers[word])
+            likeness[candidate] = likeness.get(candidate, 0) + count / len(tellers[word])
     best, most = max(likeness.items(), key=lambda pair: pair[1], default=("", 0))
-    return best if most > 1 else _DEFAULT_OF[script]  # one word may be a name, or chance
+    # One word may be a name, or chance, however often a table repeats it.
+    several = sum(best in tellers[word] for word in told) > 1
+    return best if most > 1 and several else _DEFAULT_OF[script]
 
 
 @cache

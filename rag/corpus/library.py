@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from watchfiles import awatch
 
-from rag.corpus import analysis, documents
+from rag.corpus import analysis, documents, languages
 from rag.corpus.documents import PICTURES, SUFFIXES, Ingest, Passage
 from rag.corpus.engines import engine, stored_engine
 from rag.corpus.index import BM25Index, Engine, SmallEngine
@@ -92,7 +92,9 @@ class Library:
             self._temporary = tempfile.TemporaryDirectory()
             self._home = Path(self._temporary.name)
         tesseract = "tesseract" if shutil.which("tesseract") else "no tesseract"
-        made_with = f"{documents.VERSION}, {analysis.VERSION}, {settings.passage_chars}, {tesseract}"
+        made_with = (
+            f"{documents.VERSION}, {analysis.VERSION}, {languages.VERSION}, {settings.passage_chars}, {tesseract}"
+        )
         _forget_abandoned(settings.cache_dir / "library")
         self._store = Store(self._home / "passages.sqlite", made_with=made_with)
         if self._store.rebuilt:

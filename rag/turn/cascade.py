@@ -425,7 +425,7 @@ class _Work:
         read: Sequence[Hit] = self.hits[: self.settings.llm_passages]
         # Words carried over help to find; that the passages lack some of them is no reason to be silent.
         forms = dict.fromkeys((self.question, str(self.query)))
-        covered = max(confidence.coverage(form, read, self.index.idf) for form in forms)
+        covered = max(confidence.coverage(form, read, self.index.telling) for form in forms)
         if covered >= self.settings.min_coverage or not self.hits:
             return covered
         query = self.query
@@ -437,7 +437,7 @@ class _Work:
             tokens=lambda passage: prompt.estimate_tokens(passage.text),
         ).hits  # fmt: skip
         # A question that does not lean on the turn before must be covered itself: words carried over only help to find.
-        if (again := confidence.coverage(self.question, read, self.index.idf)) < self.settings.min_coverage:
+        if (again := confidence.coverage(self.question, read, self.index.telling)) < self.settings.min_coverage:
             return covered
         self.query, self.hits = query, hits
         return again

@@ -137,12 +137,15 @@ class BM25Index:
         return self._size
 
     def idf(self, term: str) -> float:
-        return idf(self._size, sum(engine.holding(term) for engine in self._engines))
+        return idf(self._size, self._holding(term))
 
     def telling(self, term: str) -> float:
         """Its idf, as if there were `FEW` passages where there are fewer: of one passage, each word would tell a fifth of
         what a word tells that is not in it, and two of three words would cover less than a third of a question."""
-        return idf(max(self._size, FEW), sum(engine.holding(term) for engine in self._engines))
+        return idf(max(self._size, FEW), self._holding(term))
+
+    def _holding(self, term: str) -> int:
+        return sum(engine.holding(term) for engine in self._engines)
 
     async def search(self, query: Query | str, top_k: int) -> list[Hit]:
         if not self._engines:

@@ -210,7 +210,7 @@ class Library:
                 if name.startswith(".") or suffix not in SUFFIXES or (suffix in PICTURES and not pictures):
                     continue
                 path = Path(folder, name)
-                if not _is_text(str(path.relative_to(self._root))):
+                if not _is_citable(str(path.relative_to(self._root))):
                     self._say_unnamed(path)
                     continue
                 with suppress(OSError):  # it has just vanished
@@ -453,7 +453,7 @@ class Attachments:
         self._engine = engine([p for _, passages in self._documents.values() for p in passages])
 
 
-def _is_text(name: str) -> bool:
+def _is_citable(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:

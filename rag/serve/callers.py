@@ -28,9 +28,8 @@ from rag.errors import UserError
 from rag.hosts import is_loopback
 from rag.serve.api_errors import ApiError
 from rag.serve.secret import secret
-from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
+from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, address_of
 from rag.settings import Settings
-from rag.words import language_of
 
 # What programs ask for. Everything else of the chat is for who signed in; of `smallfirst serve`, for everybody.
 KEYED: Final = re.compile(r"/(v1(/.*)?|metrics|ondevice/(prompt|verdict))\s*", re.DOTALL)
@@ -76,13 +75,11 @@ class Keys:
 
     def _holder(self, digest: bytes, connection: HTTPConnection) -> Visitor:
         of_links = hmac.new(self._secret, b"links " + digest, hashlib.sha256).digest()
-        address = network(connection.client.host) if connection.client else ""
-        language = language_of(connection.headers.get("accept-language", ""))
-        return Visitor(digest.hex()[:12], address, language, by_key=True, secret=of_links)
+        return Visitor.of(connection, digest.hex()[:12], by_key=True, secret=of_links)
 
     def refusal(self, connection: HTTPConnection) -> ApiError:
         """For who is nobody: 401; 429 for a while, from where too many unknown keys came. Who has a key is not held up."""
-        address = network(connection.client.host) if connection.client else ""
+        address = address_of(connection)
         if (wait_s := self._of_addresses.wait_s(address)) > 0:
             seconds = math.ceil(wait_s)
             why = f"Too many unknown keys came from there. Try again in {seconds} s."
@@ -138,9 +135,7 @@ class KeyDoor:
         visitor = self.keys.of_key(connection) or self.keys.of_link(connection)
         if visitor is None and self.keys and KEYED.fullmatch(scope["path"]):
             answer = self.keys.refusal(connection).response()
-        address = network(connection.client.host) if connection.client else ""
-        language = language_of(connection.headers.get("accept-language", ""))
-        VISITOR.set(visitor or Visitor(LOCAL, address, language))
+        VISITOR.set(visitor or Visitor.of(connection, LOCAL))
         await (answer or self.app)(scope, receive, send)
 
 

@@ -21,7 +21,7 @@ from rag.serve.api_errors import ApiError
 from rag.settings import MODES, Mode
 from rag.turn.cascade import Turn
 from rag.turn.citations import Citation, Marks
-from rag.words import Said, say
+from rag.words import Said, say, with_texts
 
 MODELS: Final[dict[str, Mode]] = {f"smallfirst-{mode}": mode for mode in MODES}
 FINGERPRINT: Final = f"smallfirst-{__version__}"
@@ -481,16 +481,12 @@ def told(turn: Turn, url_of: Callable[[Citation], str], *, drafts: bool, notes: 
 
 
 def _without(fact: str, value: Any) -> Any:
-    match value:
-        case Said(key=key, values=values):
-            return say(key, **_without(fact, values))
-        case str():
-            return "…" if value == fact else value
-        case dict():
-            return {key: _without(fact, item) for key, item in value.items()}
-        case list():
-            return [_without(fact, item) for item in value]
-    return value
+    def change(text: str) -> str:
+        if isinstance(text, Said):
+            return say(text.key, **with_texts(text.values, change))
+        return "…" if text == fact else text
+
+    return with_texts(value, change)
 
 
 def usage(turn: Turn) -> dict[str, int]:

@@ -40,9 +40,9 @@ from rag.serve.api_errors import ApiError
 from rag.serve.callers import KEYED, Keys
 from rag.serve.secret import secret
 from rag.serve.users import Users, canonical
-from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor, network
+from rag.serve.visitors import LOCAL, VISITOR, Tries, Visitor
 from rag.settings import Settings
-from rag.words import Said, language_of, say, told
+from rag.words import Said, say, told
 
 LONGEST_HEADER: Final = 256
 
@@ -263,9 +263,8 @@ class Door:
                 await self.app({**scope, "headers": carrying(scope["headers"], self.cookie, None)}, receive, send)
                 return
         signed = who if isinstance(who, Pass) else None
-        address = network(connection.client.host) if connection.client else ""
-        language = language_of(connection.headers.get("accept-language", ""))
-        VISITOR.set(Visitor(signed.name if signed else None, address, language))
+        visitor = Visitor.of(connection, signed.name if signed else None)
+        VISITOR.set(visitor)
         scope = {**scope, "headers": carrying(scope["headers"], self.cookie, signed.token if signed else None)}
         wanted = connection.cookies.get(self.wanted, "")
         if scope["type"] == "websocket":
@@ -275,7 +274,7 @@ class Door:
                 wire = Wire(receive, send, signed, reload=WANTED.fullmatch(wanted) is not None)
                 await self.app(scope, wire.receive, wire.send)
             return
-        answer = self._instead(scope, who, wanted, language)
+        answer = self._instead(scope, who, wanted, visitor.language)
         sent = secured(send) if scope.get("scheme") == "https" else send
         await (answer or self.app)(scope, receive, sent)
 

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
 
+from starlette.requests import HTTPConnection
+
+from rag.words import language_of
+
 LOCAL: Final = "local"
 """The name of the one user of `auto`. With RAG_LOGIN=password, a user of this name finds those conversations again."""
 
@@ -34,6 +38,14 @@ class Visitor:
     """Somebody who opens an address that was signed for that program."""
     secret: bytes = field(default=b"", repr=False)
     """With which its links are signed. Nobody but a program needs that: a browser sends cookies with a link, but no key."""
+
+    @classmethod
+    def of(
+        cls, connection: HTTPConnection, name: str | None, *, by_key: bool = False, secret: bytes = b""
+    ) -> "Visitor":
+        """Whoever that is, with what the connection tells of them."""
+        language = language_of(connection.headers.get("accept-language", ""))
+        return cls(name, address_of(connection), language, by_key=by_key, secret=secret)
 
     @property
     def owner(self) -> str:
@@ -98,6 +110,11 @@ class Tries:
     def _of(self, key: str) -> tuple[int, float]:
         count, last = self._failed.get(key, (0, 0.0))
         return (0, 0.0) if self.clock() - last > FORGOTTEN_S else (count, last)
+
+
+def address_of(connection: HTTPConnection) -> str:
+    """The network that it came from; "" where that is not known, as through a socket of the file system."""
+    return network(connection.client.host) if connection.client else ""
 
 
 def network(address: str) -> str:

@@ -13,7 +13,7 @@ the key, and the log says so once. Tests set `strict`, and then what is missing 
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -69,15 +69,20 @@ def told(text: str, language: str) -> str:
 
 def translated(value: Any, language: str) -> Any:
     """A copy of dicts, lists and tuples in which everything Said is told in that language."""
+    return with_texts(value, lambda text: told(text, language))
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A copy of dicts, lists and tuples in which each text, Said or not, is what `change` makes of it."""
     match value:
         case str():
-            return told(value, language)
+            return change(value)
         case dict():
-            return {key: translated(item, language) for key, item in value.items()}
+            return {key: with_texts(item, change) for key, item in value.items()}
         case list():
-            return [translated(item, language) for item in value]
+            return [with_texts(item, change) for item in value]
         case tuple():
-            return tuple(translated(item, language) for item in value)
+            return tuple(with_texts(item, change) for item in value)
     return value
 
 

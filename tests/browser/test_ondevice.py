@@ -242,6 +242,14 @@ def test_a_question_that_is_too_long_is_not_asked(loaded: tuple[Visit, Page]) ->
     page.locator("#question").fill("")
 
 
+def test_where_the_documents_are_silent_that_is_the_answer(loaded: tuple[Visit, Page]) -> None:
+    _, page = loaded
+    browsers = column(ask(page, "browser", question="Zxqv blorptang wumpf?"), "browser")
+    expect(browsers.locator(".state")).to_have_text("No model was asked.")
+    expect(browsers.locator(".text")).to_contain_text("This is not in your documents")
+    expect(page.locator("#question")).to_have_value("")  # it was answered
+
+
 def test_a_citation_leads_to_the_document_here(loaded: tuple[Visit, Page]) -> None:
     _, page = loaded
     places = page.locator(".passages .place a")

@@ -63,7 +63,7 @@ export async function inBrowser(question, options, column, { signal, found }) {
   column.end();
   // A model that counts no more is damaged, or this browser's GPU is: its words mean nothing.
   if (!written.tokens.every((token) => Number.isFinite(token.logprob))) {
-    column.forget();
+    column.stand("");
     throw new Fault((await options.examine()) ? "ondevice.fail_no_numbers" : "ondevice.fail_damaged");
   }
   const tokens = written.tokens.length;

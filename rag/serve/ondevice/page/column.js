@@ -105,6 +105,7 @@ export class Column {
 
   /** The answer as it stands, its marks [n] as links to where they were found. */
   stand(answer, citations = []) {
+    this.answer = answer;
     this.text.replaceChildren();
     this.sources.replaceChildren();
     const known = new Map(citations.map((one) => [String(one.marker), one]));
@@ -125,12 +126,6 @@ export class Column {
       const source = pasted ? element("span", "", item, where) : link(address(citation.address), "", item, where);
       source.title = citation.quote;
     }
-  }
-
-  /** What was written means nothing. */
-  forget() {
-    this.stand("");
-    this.answer = "";
   }
 
   mark(citation, parent) {
